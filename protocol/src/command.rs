@@ -1,0 +1,187 @@
+//! What the host asks of mini-init, and what mini-init tells.
+
+use serde::{Deserialize, Serialize};
+
+use crate::{opening::Mark, opening::Token, session::ExitStatus};
+
+/// A request, with a number of the host's own that its [`Reply`] repeats. Requests may be answered out of order.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Request {
+    /// Chosen by the host.
+    pub id: u64,
+    /// What to do.
+    pub command: Command,
+}
+
+/// What the host can ask of mini-init.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Command {
+    /// Answer [`Done::Nothing`]: shows that mini-init lives.
+    Ping,
+    /// Make a disk that the VMM has attached known to the kernel: answered when its block device is there.
+    AttachDisk(DiskAddress),
+    /// Let the kernel forget a disk, after what is on it was unmounted and flushed.
+    DetachDisk(DiskAddress),
+    /// The kernel's modules are on this disk; the kernel's requests for modules are served from it from now on.
+    Modules {
+        /// A disk with an ext4 file system holding `lib/modules/RELEASE`, mounted read-only.
+        disk: DiskAddress,
+    },
+    /// Unpack a root file system.
+    Import(Import),
+    /// Start a distribution. Answered with [`Done::Launched`] when its init has been executed; that it is ready is said
+    /// by itself, on its own connection.
+    Launch(Launch),
+    /// Stop a distribution: its init gets SIGTERM (which it passes on), after the grace time SIGKILL. Its file system
+    /// is unmounted and flushed before the reply.
+    Terminate {
+        /// [`Launch::id`].
+        distribution: u32,
+        /// Milliseconds between the two signals.
+        grace_ms: u32,
+    },
+    /// Stop every distribution, sync, unmount, and power the VM off. The reply comes before the power goes; it names
+    /// what could not be stopped or unmounted.
+    PowerOff {
+        /// Milliseconds that the distributions get, together.
+        grace_ms: u32,
+    },
+}
+
+/// Where a disk of the VM is found.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum DiskAddress {
+    /// A virtio-blk disk by its serial number (at most 20 ASCII bytes), present from the boot on.
+    Serial(String),
+    /// A logical unit of the virtio-scsi controller (target 0).
+    Lun(u16),
+}
+
+/// Unpacking a root file system.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Import {
+    /// An empty ext4 file system, which the archive is unpacked into.
+    pub disk: DiskAddress,
+    /// mini-init opens a stream with it, and reads the tar archive (not compressed) from there to its end marker.
+    pub archive: Token,
+}
+
+/// Starting a distribution.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Launch {
+    /// Chosen by the host, never used twice in one boot of the VM. Also the cgroup's name.
+    pub id: u32,
+    /// The distribution's name, `[a-zA-Z0-9._-]{1,256}`.
+    pub name: String,
+    /// Its UTS host name.
+    pub hostname: String,
+    /// Where its root file system is.
+    pub root: Root,
+    /// The token with which its init connects to the host.
+    pub token: Token,
+}
+
+/// A distribution's root file system.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Root {
+    /// Everything on one disk of its own (ext4).
+    Flat {
+        /// The disk.
+        disk: DiskAddress,
+    },
+}
+
+/// The answer to a [`Request`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reply {
+    /// [`Request::id`].
+    pub id: u64,
+    /// What came of it.
+    pub outcome: Result<Done, Failure>,
+}
+
+/// A request that was carried out.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Done {
+    /// There is nothing more to say.
+    Nothing,
+    /// [`Command::AttachDisk`]: the block device's name (`sda`) and size in bytes.
+    Attached {
+        /// The name below /dev.
+        device: String,
+        /// Bytes.
+        size: u64,
+    },
+    /// [`Command::Import`].
+    Imported(Imported),
+    /// [`Command::Launch`]: the init's process id in the VM's own PID namespace.
+    Launched {
+        /// Process id.
+        pid: u32,
+        /// What was done when, for the timeline.
+        marks: Vec<Mark>,
+    },
+    /// [`Command::Terminate`] and [`Command::PowerOff`]: what did not go in order, a line each; empty if all did.
+    Stopped {
+        /// For people to read.
+        complaints: Vec<String>,
+    },
+}
+
+/// What an import unpacked.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Imported {
+    /// Archive entries.
+    pub entries: u64,
+    /// Bytes of file content.
+    pub bytes: u64,
+    /// Entries that could not be taken as they were, a line each, at most a hundred.
+    pub warnings: Vec<String>,
+}
+
+/// A request that could not be carried out.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Failure {
+    /// What kind of thing went wrong, for programs.
+    pub kind: FailureKind,
+    /// What went wrong and where, in one sentence, for people.
+    pub message: String,
+}
+
+/// The kinds of failure that a host acts on differently.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum FailureKind {
+    /// The request makes no sense (an unknown distribution, an id used twice).
+    Invalid,
+    /// The disk is not there, or holds no file system that can be mounted.
+    Disk,
+    /// The archive is not a tar archive, is damaged or was cut off.
+    Archive,
+    /// The archive does not hold a root file system for this machine.
+    NotARoot,
+    /// No space is left on the disk.
+    NoSpace,
+    /// The kernel refused something else.
+    System,
+}
+
+/// What mini-init tells without having been asked.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Event {
+    /// How far an import is; about four a second.
+    ImportProgress {
+        /// Archive entries unpacked so far.
+        entries: u64,
+        /// Bytes of archive read so far.
+        bytes: u64,
+    },
+    /// A distribution's init has ended, by itself or because it was asked to. Its processes are gone.
+    DistributionEnded {
+        /// [`Launch::id`].
+        distribution: u32,
+        /// How its PID 1 ended.
+        status: ExitStatus,
+    },
+    /// Something that a person should read.
+    Warning(String),
+}

@@ -1,0 +1,143 @@
+//! One description of a machine: the library's builder, the binary's arguments and its JSON file are all this type.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+/// A virtual machine. Every field but [`kernel`](Self::kernel) has a default that suits a utility VM.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct MachineConfig {
+    /// The kernel: an ELF `vmlinux` or a bzImage, told apart by content.
+    pub kernel: PathBuf,
+    /// An initramfs, or several concatenated; loaded as it is.
+    pub initramfs: Option<PathBuf>,
+    /// The kernel's command line. What the machine itself must say (devices, `reboot=`) is put before it.
+    pub command_line: String,
+    /// Virtual CPUs, 1 to 64.
+    pub cpus: u8,
+    /// Guest memory in MiB, at least 32.
+    pub memory_mib: u64,
+    /// How the machine is described to the guest.
+    pub description: Description,
+    /// virtio-blk disks, present from the boot on, in this order (`vda`, `vdb`, …).
+    pub disks: Vec<DiskConfig>,
+    /// A virtio-scsi controller, whose logical units come and go over the control socket.
+    pub scsi: bool,
+    /// A virtio-vsock device.
+    pub vsock: Option<VsockConfig>,
+    /// A virtio-rng device, fed by the host's getrandom(2).
+    pub rng: bool,
+    /// A virtio-balloon device.
+    pub balloon: Option<BalloonConfig>,
+    /// The 16550 at port 0x3f8 (`console=ttyS0`).
+    pub serial: Output,
+    /// A virtio-console (`console=hvc0`); none if absent.
+    pub console: Option<Output>,
+    /// What a system call outside a thread's filter does.
+    pub seccomp: Seccomp,
+    /// An inherited stream socket on which the machine is controlled; see [`crate::control`].
+    pub control_fd: Option<i32>,
+}
+
+impl Default for MachineConfig {
+    fn default() -> Self {
+        Self {
+            kernel: PathBuf::new(),
+            initramfs: None,
+            command_line: "console=ttyS0 quiet panic=-1".into(),
+            cpus: 1,
+            memory_mib: 512,
+            description: Description::Acpi,
+            disks: Vec::new(),
+            scsi: false,
+            vsock: None,
+            rng: true,
+            balloon: None,
+            serial: Output::Stdout,
+            console: None,
+            seccomp: Seccomp::Enforce,
+            control_fd: None,
+        }
+    }
+}
+
+/// How the guest's kernel learns which devices and CPUs there are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Description {
+    /// ACPI tables (hardware-reduced): what distributions' stock kernels need.
+    Acpi,
+    /// A flattened device tree; on x86-64 handed over by `setup_data`, for kernels with `CONFIG_OF`.
+    DeviceTree,
+    /// `virtio_mmio.device=` on the command line and an MP table, for kernels with
+    /// `CONFIG_VIRTIO_MMIO_CMDLINE_DEVICES`.
+    CommandLine,
+}
+
+/// A disk: a raw file or block device. No other format is understood, and none is ever guessed.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct DiskConfig {
+    /// The file.
+    pub path: PathBuf,
+    /// Whether writes are refused; the file is then opened without write access.
+    pub read_only: bool,
+    /// The serial number that the guest sees, at most 20 ASCII characters.
+    pub serial: String,
+}
+
+/// A virtio-vsock device, multiplexed onto unix sockets.
+///
+/// A connection of the guest to port *P* of the host goes to the unix socket `PATH_P`. A program on the host connects to
+/// `PATH`, writes `CONNECT P\n`, reads `OK Q\n`, and is connected to port *P* of the guest.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VsockConfig {
+    /// The guest's context id, at least 3.
+    pub cid: u32,
+    /// The unix socket's path, and the beginning of the ports' paths.
+    pub socket: PathBuf,
+}
+
+/// A virtio-balloon device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct BalloonConfig {
+    /// The guest reports free pages, and they go back to the host.
+    pub free_page_reporting: bool,
+    /// The guest may take pages back from the balloon rather than kill a process for want of memory.
+    pub deflate_on_oom: bool,
+}
+
+impl Default for BalloonConfig {
+    fn default() -> Self {
+        Self { free_page_reporting: true, deflate_on_oom: true }
+    }
+}
+
+/// Where a console's output goes, and its input comes from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Output {
+    /// Nowhere.
+    Null,
+    /// To the process's standard output, and from its standard input if `Terminal`.
+    Stdout,
+    /// To standard output and from standard input.
+    Terminal,
+    /// Appended to a file.
+    File(PathBuf),
+}
+
+/// What happens to a thread that makes a system call its filter does not know.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Seccomp {
+    /// The process is killed (SIGSYS).
+    Enforce,
+    /// The kernel logs it (for finding out what a filter lacks).
+    Log,
+    /// There are no filters.
+    Off,
+}
