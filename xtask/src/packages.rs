@@ -1,0 +1,1 @@
+//! Which Debian packages a chore needs: named here and nowhere else.
