@@ -1,0 +1,123 @@
+//! The bytes of one message of each kind. A difference here is a change of the protocol: raise
+//! `undercroft_protocol::VERSION`, say in docs/protocol.md what changed, and take the new snapshot.
+
+use std::fmt::Write;
+
+use serde::Serialize;
+use undercroft_protocol::{
+    Opening, Token, VERSION,
+    command::{
+        Command, DiskAddress, Done, Event, Failure, FailureKind, Import, Imported, Launch, Reply, Request, Root,
+    },
+    frame::encode,
+    opening::{GuestHello, Mark},
+    session::{Exec, ExitStatus, InitEvent, InitRequest, Program, StartError, Stdio, WindowSize},
+};
+
+fn line<T: Serialize + std::fmt::Debug>(out: &mut String, name: &str, message: &T) {
+    let bytes = encode(message).unwrap();
+    let hex: String = bytes.iter().map(|b| format!("{b:02x}")).collect();
+    writeln!(out, "{name}: {hex}").unwrap();
+}
+
+#[test]
+fn the_bytes_of_each_message() {
+    let token = Token(*b"0123456789abcdef");
+    let mark = Mark { name: "m".into(), boottime_ns: 300, realtime_ns: 70_000 };
+    let mut out = format!("version {VERSION}\n");
+    let o = &mut out;
+
+    line(
+        o,
+        "opening command",
+        &Opening::Command(GuestHello {
+            mini_init: "0.1.0".into(),
+            kernel: "6.12".into(),
+            cpus: 2,
+            memory: 512 << 20,
+            marks: vec![mark.clone()],
+            warnings: vec!["w".into()],
+        }),
+    );
+    line(o, "opening notify", &Opening::Notify);
+    line(o, "opening distribution", &Opening::Distribution(token));
+    line(o, "opening stream", &Opening::Stream(token));
+
+    let disk = DiskAddress::Lun(300);
+    for (name, command) in [
+        ("ping", Command::Ping),
+        ("attach", Command::AttachDisk(disk.clone())),
+        ("detach", Command::DetachDisk(DiskAddress::Serial("s".into()))),
+        ("modules", Command::Modules { disk: disk.clone() }),
+        ("import", Command::Import(Import { disk: disk.clone(), archive: token })),
+        (
+            "launch",
+            Command::Launch(Launch {
+                id: 1,
+                name: "deb".into(),
+                hostname: "h".into(),
+                root: Root::Flat { disk },
+                token,
+            }),
+        ),
+        ("terminate", Command::Terminate { distribution: 1, grace_ms: 1000 }),
+        ("power off", Command::PowerOff { grace_ms: 1000 }),
+    ] {
+        line(o, &format!("request {name}"), &Request { id: 5, command });
+    }
+    for (name, done) in [
+        ("nothing", Done::Nothing),
+        ("attached", Done::Attached { device: "sda".into(), size: 4096 }),
+        ("imported", Done::Imported(Imported { entries: 1, bytes: 2, warnings: vec![] })),
+        ("launched", Done::Launched { pid: 7, marks: vec![mark.clone()] }),
+        ("stopped", Done::Stopped { complaints: vec!["c".into()] }),
+    ] {
+        line(o, &format!("reply {name}"), &Reply { id: 5, outcome: Ok(done) });
+    }
+    for kind in [
+        FailureKind::Invalid,
+        FailureKind::Disk,
+        FailureKind::Archive,
+        FailureKind::NotARoot,
+        FailureKind::NoSpace,
+        FailureKind::System,
+    ] {
+        let failure = Failure { kind, message: "no".into() };
+        line(o, &format!("reply failure {kind:?}"), &Reply { id: 5, outcome: Err(failure) });
+    }
+    line(o, "event progress", &Event::ImportProgress { entries: 1, bytes: 2 });
+    line(o, "event ended", &Event::DistributionEnded { distribution: 1, status: ExitStatus::Signal(9) });
+    line(o, "event warning", &Event::Warning("w".into()));
+
+    let size = WindowSize { rows: 24, columns: 80 };
+    let exec = |program, stdio| {
+        InitRequest::Exec(Exec {
+            session: 9,
+            program,
+            environment: vec![(b"A".to_vec(), b"b".to_vec())],
+            directory: Some(b"/".to_vec()),
+            user: Some("u".into()),
+            stdio,
+        })
+    };
+    line(o, "exec login", &exec(Program::LoginShell, Stdio::Terminal { stream: token, size }));
+    let pipes = Stdio::Pipes { stdin: None, stdout: Some(token), stderr: Some(token) };
+    line(o, "exec shell", &exec(Program::ShellCommand(b"true".to_vec()), pipes.clone()));
+    line(o, "exec argv", &exec(Program::Argv(vec![b"id".to_vec()]), pipes));
+    line(o, "signal", &InitRequest::Signal { session: 9, signal: 2 });
+    line(o, "resize", &InitRequest::Resize { session: 9, size });
+    line(o, "abandon", &InitRequest::Abandon { session: 9 });
+    line(o, "ready", &InitEvent::Ready { marks: vec![mark.clone()], warnings: vec![] });
+    line(o, "started", &InitEvent::Started { session: 9, pid: 3, mark });
+    for error in [
+        StartError::NotFound("x".into()),
+        StartError::NotExecutable("x".into()),
+        StartError::NoUser("x".into()),
+        StartError::Directory("x".into()),
+        StartError::Other("x".into()),
+    ] {
+        line(o, "not started", &InitEvent::NotStarted { session: 9, error });
+    }
+    line(o, "exited", &InitEvent::Exited { session: 9, status: ExitStatus::Code(7) });
+    insta::assert_snapshot!(out);
+}
