@@ -1,0 +1,2 @@
+//! The virtual machine monitor as a program.
+fn main() {}
