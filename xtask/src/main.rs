@@ -38,3 +38,9 @@ fn main() -> ExitCode {
         ExitCode::FAILURE
     })
 }
+
+/// The workspace that this xtask was built in: chores work whatever folder they are called from.
+pub(crate) fn workspace_root() -> std::path::PathBuf {
+    let xtask = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+    xtask.parent().unwrap_or(xtask).to_path_buf()
+}
