@@ -1,0 +1,185 @@
+//! How a guest test ends: passed, or one of several ways of not having passed that a person acts on differently.
+//!
+//! libtest knows passed and failed. What it does not know is written, a JSON line a test, to the file that
+//! `UNDERCROFT_RESULTS` names; `cargo xtask test` adds those up.
+
+use std::{cell::RefCell, fmt, fs::OpenOptions, io::Write, path::PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+/// What a guest test returns.
+pub type Outcome = Result<(), Failure>;
+
+/// How a test ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Ending {
+    /// It ran, and what it asserts is so.
+    Passed,
+    /// It did not run, for a reason that is given.
+    Skipped,
+    /// What it asserts is not so.
+    Failed,
+    /// Nothing wrong was found in the guest or the product; the harness itself could not do its part.
+    HarnessError,
+    /// Something did not happen within its limit.
+    Timeout,
+    /// The guest's kernel panicked, or its log holds an oops, a `BUG:` or a lockdep splat.
+    GuestPanic,
+}
+
+/// Why a test did not pass. Its `Debug` is what libtest prints, so it is written for people.
+#[derive(thiserror::Error)]
+pub enum Failure {
+    /// What was asserted is not so.
+    #[error("failed: {0}")]
+    Failed(String),
+    /// The kernel panicked, or complained in its log.
+    #[error("guest panic: {line}\n{console}")]
+    GuestPanic {
+        /// The line that says so.
+        line: String,
+        /// The console's last lines, and where the whole of it is.
+        console: Excerpt,
+    },
+    /// Something took too long.
+    #[error("timeout: {what}\n{console}")]
+    Timeout {
+        /// What was waited for, and how long.
+        what: String,
+        /// The console's last lines, and where the whole of it is.
+        console: Excerpt,
+    },
+    /// The VM ended, or refused something, that the test did not expect.
+    #[error("failed: {what}\n{console}")]
+    Machine {
+        /// The error, with its causes.
+        what: String,
+        /// The console's last lines, and where the whole of it is.
+        console: Excerpt,
+    },
+    /// The harness could not do its part.
+    #[error("harness error: {0}")]
+    Harness(String),
+}
+
+impl fmt::Debug for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl Failure {
+    /// The class that it is counted in.
+    pub fn ending(&self) -> Ending {
+        match self {
+            Self::Failed(_) | Self::Machine { .. } => Ending::Failed,
+            Self::GuestPanic { .. } => Ending::GuestPanic,
+            Self::Timeout { .. } => Ending::Timeout,
+            Self::Harness(_) => Ending::HarnessError,
+        }
+    }
+}
+
+impl From<std::io::Error> for Failure {
+    fn from(error: std::io::Error) -> Self {
+        Self::Harness(error.to_string())
+    }
+}
+
+/// The end of a console's log.
+#[derive(Debug, Clone, Default)]
+pub struct Excerpt {
+    /// The last lines.
+    pub lines: Vec<String>,
+    /// The whole log.
+    pub log: PathBuf,
+}
+
+impl fmt::Display for Excerpt {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "  the console's last lines (the whole log: {}):", self.log.display())?;
+        for line in &self.lines {
+            writeln!(f, "  | {line}")?;
+        }
+        Ok(())
+    }
+}
+
+/// One line of the results file.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Record {
+    /// The test's full name.
+    pub test: String,
+    /// How it ended.
+    pub ending: Ending,
+    /// Why, where that is not in the name.
+    pub reason: String,
+}
+
+thread_local! {
+    /// The worst that this thread's test has come to so far.
+    static WORST: RefCell<Option<(Ending, String)>> = const { RefCell::new(None) };
+}
+
+/// Remembers how this thread's test ended, unless it is already known to have ended worse.
+pub(crate) fn note(ending: Ending, reason: impl Into<String>) {
+    WORST.with_borrow_mut(|worst| {
+        if worst.as_ref().is_none_or(|(w, _)| *w < ending) {
+            *worst = Some((ending, reason.into()));
+        }
+    });
+}
+
+/// Not run, and why: `return skip("needs KVM")`.
+pub fn skip(reason: &str) -> Outcome {
+    println!("skipped: {reason}");
+    note(Ending::Skipped, reason);
+    Ok(())
+}
+
+/// Runs a test's body and writes its record. [`guest_test`](crate::guest_test) calls it.
+pub fn record(body: impl FnOnce() -> Outcome) -> Outcome {
+    struct Write;
+    impl Drop for Write {
+        fn drop(&mut self) {
+            if std::thread::panicking() {
+                note(Ending::Failed, "an assertion");
+            }
+            let (ending, reason) = WORST.take().unwrap_or((Ending::Passed, String::new()));
+            let test = std::thread::current().name().unwrap_or("?").to_owned();
+            append(&Record { test, ending, reason });
+        }
+    }
+    let _write = Write;
+    WORST.set(None);
+    let outcome = body();
+    if let Err(failure) = &outcome {
+        let text = failure.to_string();
+        note(failure.ending(), text.lines().next().unwrap_or_default());
+    }
+    outcome
+}
+
+fn append(record: &Record) {
+    let Some(path) = std::env::var_os("UNDERCROFT_RESULTS") else { return };
+    let Ok(mut line) = serde_json::to_string(record) else { return };
+    line.push('\n');
+    // One write to a file opened for appending: lines of tests that end together do not mix.
+    let written = OpenOptions::new().append(true).create(true).open(&path).and_then(|mut f| f.write_all(line.as_bytes()));
+    if let Err(error) = written {
+        eprintln!("the result could not be written to {}: {error}", PathBuf::from(path).display());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_worst_counts() {
+        note(Ending::Failed, "a");
+        note(Ending::Skipped, "b");
+        assert_eq!(WORST.take(), Some((Ending::Failed, "a".into())));
+    }
+}
