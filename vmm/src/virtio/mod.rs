@@ -1,0 +1,31 @@
+//! Virtio devices over memory-mapped registers.
+//!
+//! [`transport`] is what the guest's driver sees of every device: the register block of virtio 1.2, section 4.2. Behind
+//! it stands a [`device::VirtioDevice`], which is given its [`queue`]s once the driver has said that it is ready and
+//! from then on works on a thread that is no vCPU's: disks on one of their own, all others on one [`event_loop`].
+//!
+//! What a driver puts into its queues are claims. [`queue::VirtQueue`] checks each chain once (lengths, directions,
+//! addresses, cycles) and hands out [`buffers::Buffers`] that lie in guest memory; a chain that is no chain makes the
+//! device stop and ask for a reset, as section 2.1.2 has it.
+
+pub mod buffers;
+pub mod device;
+pub mod event_loop;
+pub mod mmio;
+pub mod queue;
+pub mod transport;
+
+mod guest_io;
+#[cfg(test)]
+mod testing;
+
+pub use device::{Activation, Interrupt, VirtioDevice};
+pub use event_loop::EventLoop;
+pub use transport::MmioTransport;
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// Locks; a thread that panicked while it held the lock does not take the others along.
+fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
