@@ -1,0 +1,119 @@
+//! What a kernel consists of, and its manifest.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use serde::{Deserialize, Serialize};
+
+use crate::{Error, cache};
+
+const MANIFEST: &str = "manifest.json";
+
+/// Where a kernel comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Kind {
+    /// A Linux distribution ships it.
+    Stock,
+    /// Ours, built from the fragments.
+    Tuned,
+    /// Somebody named a file.
+    Given,
+}
+
+/// How this kernel is best told which devices there are; the names are those of the VMM's configuration.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Description {
+    /// ACPI tables: what distributions' kernels understand.
+    Acpi,
+    /// A flattened device tree.
+    DeviceTree,
+    /// `virtio_mmio.device=` parameters.
+    CommandLine,
+}
+
+/// A kernel that is ready to boot. Its paths lie in one directory of the cache and are absolute.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Kernel {
+    /// A vmlinux (ELF): what was compressed has been decompressed.
+    pub image: PathBuf,
+    /// What `uname -r` will say.
+    pub release: String,
+    /// Where it comes from.
+    pub kind: Kind,
+    /// The same for people: a package and its version, a source and its fragments' digest, a path.
+    pub origin: String,
+    /// Modules for [`initramfs::build`](crate::initramfs::build), decompressed, in the order to load them in.
+    pub initramfs_modules: Vec<PathBuf>,
+    /// A read-only ext4 image with `lib/modules/RELEASE`: modules decompressed, indexes in depmod's text formats.
+    pub modules_disk: Option<PathBuf>,
+    /// How it wants the machine described.
+    pub description: Description,
+    /// Parameters that this kernel boots faster with; may be empty.
+    pub command_line: String,
+}
+
+impl Kernel {
+    /// The kernel whose manifest lies in this directory.
+    pub fn load(directory: &Path) -> Result<Self, Error> {
+        let path = directory.join(MANIFEST);
+        let text = fs::read(&path).map_err(Error::io("read", &path))?;
+        let mut kernel: Self = serde_json::from_slice(&text)
+            .map_err(|e| Error::io("understand", &path)(std::io::Error::from(e)))?;
+        kernel.each_path(|path| *path = directory.join(&*path));
+        Ok(kernel)
+    }
+
+    /// Writes the manifest, in which paths are relative to the directory: it may be renamed.
+    pub(crate) fn save(mut self, directory: &Path) -> Result<(), Error> {
+        self.each_path(|path| {
+            if let Ok(relative) = path.strip_prefix(directory) {
+                *path = relative.to_owned();
+            }
+        });
+        let path = directory.join(MANIFEST);
+        let mut text = serde_json::to_vec_pretty(&self)
+            .map_err(|e| Error::io("describe the kernel in", &path)(std::io::Error::from(e)))?;
+        text.push(b'\n');
+        cache::write(&path, &text)
+    }
+
+    fn each_path(&mut self, change: impl Fn(&mut PathBuf)) {
+        change(&mut self.image);
+        self.initramfs_modules.iter_mut().for_each(&change);
+        self.modules_disk.iter_mut().for_each(&change);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_manifest_survives_a_rename() {
+        let dir = tempfile::tempdir().unwrap();
+        let before = dir.path().join("before");
+        fs::create_dir(&before).unwrap();
+        let kernel = Kernel {
+            image: before.join("vmlinux"),
+            release: "6.12".into(),
+            kind: Kind::Stock,
+            origin: "somewhere".into(),
+            initramfs_modules: vec![before.join("modules/ext4.ko")],
+            modules_disk: Some(before.join("modules.ext4")),
+            description: Description::Acpi,
+            command_line: String::new(),
+        };
+        kernel.save(&before).unwrap();
+        let after = dir.path().join("after");
+        fs::rename(&before, &after).unwrap();
+        let loaded = Kernel::load(&after).unwrap();
+        assert_eq!(loaded.image, after.join("vmlinux"));
+        assert_eq!(loaded.initramfs_modules, [after.join("modules/ext4.ko")]);
+        assert_eq!(loaded.modules_disk, Some(after.join("modules.ext4")));
+    }
+}
