@@ -1,0 +1,124 @@
+//! The running distributions, and what is left to do when one has ended.
+
+use std::{
+    fs, io,
+    os::fd::OwnedFd,
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use undercroft_protocol::{command::Done, session::ExitStatus};
+
+use crate::{disk, early, log, process};
+
+/// How long killed processes may take to be gone, and their file system to be unmounted.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// One distribution, from its launch until everything of it is cleared away.
+#[derive(Debug)]
+pub(crate) struct Distribution {
+    /// Its init, in the VM's PID namespace.
+    pub(crate) pid: Pid,
+    /// Its name, for messages.
+    pub(crate) name: String,
+    /// Its block device.
+    pub(crate) device: PathBuf,
+    /// Whether its init was executed: before that, its end is a failed launch.
+    pub(crate) launched: bool,
+    /// When the second signal is due, if it was told to stop.
+    pub(crate) kill_at: Option<Instant>,
+    /// The requests that asked it to stop, and are answered when it has.
+    pub(crate) asked_by: Vec<u64>,
+    /// How its init ended.
+    pub(crate) status: Option<ExitStatus>,
+}
+
+impl Distribution {
+    /// Asks it to stop: its init stops its processes and ends, within the grace time.
+    pub(crate) fn stop(&mut self, grace: Duration) {
+        let kill_at = Instant::now() + grace;
+        self.kill_at = Some(self.kill_at.map_or(kill_at, |sooner| sooner.min(kill_at)));
+        let milliseconds = i32::try_from(grace.as_millis()).unwrap_or(i32::MAX);
+        // ESRCH: it has ended, and its end is about to be noticed.
+        let _ = process::signal_with(self.pid, Signal::SIGTERM, milliseconds);
+    }
+
+    /// Kills it if its grace time is over. Its processes go with the PID namespace.
+    pub(crate) fn kill_if_due(&mut self) {
+        if self.kill_at.is_some_and(|at| at <= Instant::now()) && self.status.is_none() {
+            log::line(
+                log::Level::Warning,
+                &format!("distribution {}: did not stop in time, killed", self.name),
+            );
+            let _ = kill(self.pid, Signal::SIGKILL);
+            self.kill_at = None;
+        }
+    }
+}
+
+/// A distribution's cgroup.
+pub(crate) fn cgroup(id: u32) -> PathBuf {
+    Path::new(early::DISTRIBUTIONS).join(id.to_string())
+}
+
+/// Makes a distribution's cgroup, and opens it for [`process::clone_into`].
+pub(crate) fn make_cgroup(id: u32) -> io::Result<OwnedFd> {
+    let path = cgroup(id);
+    fs::create_dir(&path)?;
+    Ok(fs::File::open(path)?.into())
+}
+
+/// Clears away what an ended distribution leaves: processes, file system, cgroup. Says what did not go.
+pub(crate) fn clear_away(id: u32, device: &Path) -> Done {
+    let start = Instant::now();
+    let mut complaints = Vec::new();
+    let cgroup = cgroup(id);
+    let _ = fs::write(cgroup.join("cgroup.kill"), "1");
+    let mut complain = |what: &str, result: io::Result<()>| {
+        if let Err(error) = result {
+            complaints.push(format!("{what}: {error}"));
+        }
+    };
+    complain("its processes did not end", patiently(start, || empty(&cgroup)));
+    // The file system was mounted in the distribution's mount namespace only, and went with it.
+    complain(
+        &format!("its file system on {} could not be flushed", device.display()),
+        patiently(start, || disk::flush_unused(device)),
+    );
+    complain(&format!("its cgroup {} stays", cgroup.display()), patiently(start, || remove_tree(&cgroup)));
+    Done::Stopped { complaints }
+}
+
+/// Tries until it goes, or time is up.
+fn patiently(start: Instant, mut step: impl FnMut() -> io::Result<()>) -> io::Result<()> {
+    let mut pause = Duration::from_micros(200);
+    loop {
+        match step() {
+            Ok(()) => return Ok(()),
+            Err(error) if start.elapsed() > PATIENCE => return Err(error),
+            Err(_) => std::thread::sleep(pause),
+        }
+        pause = (pause * 2).min(Duration::from_millis(50));
+    }
+}
+
+/// Whether a cgroup and those below it have no processes.
+fn empty(cgroup: &Path) -> io::Result<()> {
+    let events = fs::read_to_string(cgroup.join("cgroup.events"))?;
+    if events.lines().any(|l| l == "populated 0") { Ok(()) } else { Err(io::ErrorKind::ResourceBusy.into()) }
+}
+
+/// Removes a cgroup and those that a distribution made below it, from the leaves up.
+fn remove_tree(cgroup: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(cgroup)? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            remove_tree(&entry.path())?;
+        }
+    }
+    fs::remove_dir(cgroup)
+}

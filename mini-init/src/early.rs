@@ -1,0 +1,130 @@
+//! What has to be there before anything else: file systems of the kernel's, limits, the cgroup tree.
+
+use std::{fs, io, os::fd::IntoRawFd, path::Path};
+
+use nix::{
+    mount::{MsFlags, mount},
+    sys::{
+        resource::{Resource, setrlimit},
+        stat::{Mode, umask},
+    },
+    unistd::{chdir, chroot},
+};
+
+use crate::log::{self, Warnings};
+
+/// The cgroup that holds one cgroup for each distribution.
+pub(crate) const DISTRIBUTIONS: &str = "/sys/fs/cgroup/distributions";
+
+/// Open files that a process may ask for at most; what the reference system gives.
+const NOFILE_HARD: u64 = 1024 * 1024;
+/// Open files of a process that asks for nothing: more would break programs that use select(2).
+const NOFILE_SOFT: u64 = 1024;
+/// Bytes of memory that a process may lock.
+const MEMLOCK: u64 = 64 << 20;
+/// Watches of a user; the kernel's own default depends on memory and is too small for editors in a small VM.
+const INOTIFY_WATCHES: &str = "524288";
+
+/// Prepares the machine. What fails is a warning: a VM that can say what is wrong is worth more than none.
+pub(crate) fn prepare(warnings: &mut Warnings) {
+    umask(Mode::from_bits_truncate(0o022));
+    warnings.take("giving the root a mount of its own", own_root());
+    let quiet = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+    file_system(warnings, "devtmpfs", "/dev", MsFlags::MS_NOSUID, "mode=0755");
+    standard_descriptors();
+    log::open();
+    file_system(warnings, "proc", "/proc", quiet, "");
+    // Lines of PID 1's are few and wanted; the limit is for daemons gone wild.
+    set("/proc/sys/kernel/printk_devkmsg", "on", warnings);
+    file_system(warnings, "sysfs", "/sys", quiet, "");
+    file_system(warnings, "cgroup2", "/sys/fs/cgroup", quiet, "nsdelegate");
+    file_system(warnings, "tmpfs", "/run", MsFlags::MS_NOSUID | MsFlags::MS_NODEV, "mode=0755");
+    limits(warnings);
+    cgroups(warnings);
+    set("/proc/sys/fs/inotify/max_user_watches", INOTIFY_WATCHES, warnings);
+    set("/proc/self/oom_score_adj", "-1000", warnings);
+}
+
+/// Puts a bind mount of the root over the root.
+///
+/// The initramfs's own mount has no parent, and pivot_root(2) refuses such a root. With a mount over it, a distribution
+/// can pivot away from it and lose sight of everything of the VM's.
+fn own_root() -> io::Result<()> {
+    make_directory("/run")?;
+    mount(Some("/"), "/run", None::<&str>, MsFlags::MS_BIND, None::<&str>)?;
+    chdir("/run")?;
+    mount(Some("."), "/", None::<&str>, MsFlags::MS_MOVE, None::<&str>)?;
+    chroot(".")?;
+    Ok(chdir("/")?)
+}
+
+fn make_directory(path: impl AsRef<Path>) -> io::Result<()> {
+    match fs::create_dir(path) {
+        Err(e) if e.kind() != io::ErrorKind::AlreadyExists => Err(e),
+        _ => Ok(()),
+    }
+}
+
+fn file_system(warnings: &mut Warnings, kind: &str, target: &str, flags: MsFlags, data: &str) {
+    // The directory may be there, or in a file system that says so itself (sysfs has one for cgroup2).
+    let _ = make_directory(target);
+    warnings.take(
+        &format!("mounting {kind} on {target}"),
+        mount(Some(kind), target, Some(kind), flags, Some(data)),
+    );
+}
+
+/// Makes sure that descriptors 0 to 2 are taken, so that no socket ever gets such a number. The kernel opens them if the
+/// initramfs has a /dev/console.
+fn standard_descriptors() {
+    while let Ok(file) = fs::File::options().read(true).write(true).open("/dev/null") {
+        let number = file.into_raw_fd();
+        if number > 2 {
+            let _ = nix::unistd::close(number);
+            return;
+        }
+    }
+}
+
+fn limits(warnings: &mut Warnings) {
+    warnings.take("RLIMIT_NOFILE", setrlimit(Resource::RLIMIT_NOFILE, NOFILE_SOFT, NOFILE_HARD));
+    warnings.take("RLIMIT_MEMLOCK", setrlimit(Resource::RLIMIT_MEMLOCK, MEMLOCK, MEMLOCK));
+}
+
+/// Writes a value to a file of the kernel's.
+pub(crate) fn set(path: &str, value: &str, warnings: &mut Warnings) {
+    warnings.take(&format!("writing {value:?} to {path}"), fs::write(path, value));
+}
+
+/// Makes the distributions' cgroup, with every controller passed down to each distribution.
+fn cgroups(warnings: &mut Warnings) {
+    if let Err(error) = fs::create_dir(DISTRIBUTIONS) {
+        return warnings.add(format!("making the cgroup {DISTRIBUTIONS}: {error}"));
+    }
+    for parent in ["/sys/fs/cgroup", DISTRIBUTIONS] {
+        let controllers = fs::read_to_string(format!("{parent}/cgroup.controllers")).unwrap_or_default();
+        let all: Vec<String> = controllers.split_whitespace().map(|c| format!("+{c}")).collect();
+        let file = format!("{parent}/cgroup.subtree_control");
+        // All at once is one walk of the tree; one by one only to find out which of them it was.
+        if fs::write(&file, all.join(" ")).is_err() {
+            for controller in all {
+                set(&file, &controller, warnings);
+            }
+        }
+    }
+}
+
+/// CPUs online.
+pub(crate) fn cpus() -> u32 {
+    let online = nix::unistd::sysconf(nix::unistd::SysconfVar::_NPROCESSORS_ONLN);
+    online.ok().flatten().map_or(1, |n| n as u32)
+}
+
+/// Memory that the kernel has to give away, in bytes.
+pub(crate) fn memory() -> u64 {
+    let text = fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let kib = text
+        .lines()
+        .find_map(|l| l.strip_prefix("MemTotal:")?.trim().strip_suffix(" kB")?.trim().parse().ok());
+    kib.unwrap_or(0u64) * 1024
+}

@@ -1,0 +1,350 @@
+//! The loop: commands of the host's, words of the children's, ends of processes.
+
+use std::{
+    collections::BTreeMap,
+    io,
+    os::fd::{AsFd, OwnedFd},
+    time::{Duration, Instant},
+};
+
+use nix::{
+    poll::{PollFd, PollFlags, PollTimeout, poll},
+    sys::{
+        signal::{SigSet, Signal},
+        signalfd::{SfdFlags, SignalFd},
+    },
+    unistd::Pid,
+};
+use undercroft_protocol::{
+    command::{Command, DiskAddress, Done, Event, Failure, FailureKind, Launch, Reply, Request, Root},
+    session::ExitStatus,
+};
+
+use crate::{
+    channel::Channel,
+    clock, disk,
+    distribution::{self, Distribution},
+    import,
+    jobs::{self, Job, Purpose, Word},
+    launch, log, modprobe, power,
+    process::{self, Reaped},
+};
+
+/// What the distributions get when the host is gone: enough to write what they have in mind.
+const GRACE_WITHOUT_HOST: Duration = Duration::from_secs(5);
+/// How long the last reply may take to reach the host before the power goes.
+const LAST_WORD: Duration = Duration::from_secs(1);
+
+/// mini-init, after the hello.
+#[derive(Debug)]
+pub(crate) struct Server {
+    command: Channel,
+    notify: Channel,
+    signals: SignalFd,
+    jobs: Vec<Job>,
+    distributions: BTreeMap<u32, Distribution>,
+    /// Launches' numbers, which are never used twice.
+    used: std::collections::BTreeSet<u32>,
+    complaints: Vec<String>,
+    /// Set when the machine is to stop: the request that asked for it, if one did.
+    stopping: Option<Option<u64>>,
+    host_gone: bool,
+}
+
+impl Server {
+    /// Takes the two connections. Signals are blocked from here on, in every child too, until it unblocks them.
+    pub(crate) fn new(command: OwnedFd, notify: OwnedFd) -> io::Result<Self> {
+        // SIGINT is what the kernel makes of Ctrl-Alt-Del. SIGTERM is blocked for the distributions' sake: one that is
+        // told to stop before its init listens must find the signal waiting.
+        let signals = SigSet::from_iter([Signal::SIGCHLD, Signal::SIGTERM, Signal::SIGINT]);
+        signals.thread_block()?;
+        Ok(Self {
+            command: Channel::new(command)?,
+            notify: Channel::new(notify)?,
+            signals: SignalFd::with_flags(&signals, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)?,
+            jobs: Vec::new(),
+            distributions: BTreeMap::new(),
+            used: std::collections::BTreeSet::new(),
+            complaints: Vec::new(),
+            stopping: None,
+            host_gone: false,
+        })
+    }
+
+    /// Answers until the machine is to be powered off and every distribution has ended.
+    pub(crate) fn run(mut self) -> io::Result<()> {
+        loop {
+            if let Some(request) = self.stopping
+                && self.distributions.is_empty()
+            {
+                self.complaints.extend(power::stop_everything());
+                return Ok(self.last_word(request));
+            }
+            self.wait()?;
+            self.take_signals();
+            self.take_words();
+            self.take_commands();
+            for distribution in self.distributions.values_mut() {
+                distribution.kill_if_due();
+            }
+        }
+    }
+
+    /// Sleeps until something is to be done.
+    fn wait(&mut self) -> io::Result<()> {
+        let due = self.distributions.values().filter_map(|d| d.kill_at).min();
+        let timeout = due.map_or(PollTimeout::NONE, |at| {
+            // One more than the remaining milliseconds, so that it is due when the poll returns.
+            let left = at.saturating_duration_since(Instant::now()).as_millis() + 1;
+            PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX)
+        });
+        let mut descriptors = vec![PollFd::new(self.signals.as_fd(), PollFlags::POLLIN)];
+        if !self.host_gone {
+            descriptors.push(PollFd::new(self.command.as_fd(), self.command.interest()));
+            if !self.notify.is_flushed() {
+                descriptors.push(PollFd::new(self.notify.as_fd(), PollFlags::POLLOUT));
+            }
+        }
+        descriptors.extend(self.jobs.iter().map(|job| PollFd::new(job.ear.as_fd(), PollFlags::POLLIN)));
+        match poll(&mut descriptors, timeout) {
+            Ok(_) | Err(nix::errno::Errno::EINTR) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    fn take_signals(&mut self) {
+        while let Ok(Some(signal)) = self.signals.read_signal() {
+            if signal.ssi_signo != Signal::SIGCHLD as u32 {
+                self.stop(None, GRACE_WITHOUT_HOST);
+            }
+        }
+        while let Reaped::Child(pid, status) = process::reap() {
+            self.ended(pid, status);
+        }
+    }
+
+    /// A child has ended. Jobs are of no interest here: the end of their pipe says the same.
+    fn ended(&mut self, pid: Pid, status: ExitStatus) {
+        let Some((&id, distribution)) = self.distributions.iter_mut().find(|(_, d)| d.pid == pid) else {
+            return;
+        };
+        distribution.status = Some(status);
+        distribution.kill_at = None;
+        // Its last words are still in the pipe if it died before it could be executed.
+        self.take_words();
+        let Some(distribution) = self.distributions.get(&id) else { return };
+        let device = distribution.device.clone();
+        match jobs::start(Purpose::Cleanup { distribution: id }, |_| {
+            Ok(distribution::clear_away(id, &device))
+        }) {
+            Ok(job) => self.jobs.push(job),
+            Err(failure) => self.cleared(id, vec![failure.message]),
+        }
+    }
+
+    fn take_commands(&mut self) {
+        if self.host_gone {
+            return;
+        }
+        let (requests, end) = self.command.receive::<Request>();
+        for request in requests {
+            self.carry_out(request);
+        }
+        let flushed = self.command.flush();
+        // A notify channel that fails is only of interest with the command channel, which fails with it.
+        let _ = self.notify.flush();
+        let reason = match (end, flushed) {
+            (None, Ok(())) => return,
+            (Some(Ok(())), _) => "it closed the command connection".to_owned(),
+            (Some(Err(error)), _) | (None, Err(error)) => error.to_string(),
+        };
+        log::line(log::Level::Info, &format!("the host is gone ({reason}); powering off"));
+        self.host_gone = true;
+        self.stop(None, GRACE_WITHOUT_HOST);
+    }
+
+    fn carry_out(&mut self, Request { id, command }: Request) {
+        let work = |work: &dyn Fn() -> Result<Done, Failure>| jobs::start(Purpose::Request(id), |_| work());
+        let job = match command {
+            Command::Ping => return self.answer(id, Ok(Done::Nothing)),
+            Command::AttachDisk(address) => work(&|| disk::attach(&address)),
+            Command::DetachDisk(address) => work(&|| disk::detach(&address)),
+            Command::Modules { disk } => work(&|| modprobe::serve_from(&disk)),
+            Command::Import(what) => jobs::start(Purpose::Request(id), |mouth| import::run(&what, mouth)),
+            Command::Launch(what) => self.launch(id, &what),
+            Command::Terminate { distribution, grace_ms } => {
+                match self.distributions.get_mut(&distribution) {
+                    Some(it) => {
+                        it.asked_by.push(id);
+                        return it.stop(Duration::from_millis(grace_ms.into()));
+                    }
+                    None => Err(invalid(format!("no distribution with the number {distribution} runs"))),
+                }
+            }
+            Command::PowerOff { grace_ms } => {
+                return self.stop(Some(id), Duration::from_millis(grace_ms.into()));
+            }
+        };
+        match job {
+            Ok(job) => self.jobs.push(job),
+            Err(failure) => self.answer(id, Err(failure)),
+        }
+    }
+
+    fn launch(&mut self, request: u64, what: &Launch) -> Result<Job, Failure> {
+        if self.stopping.is_some() {
+            return Err(invalid("the virtual machine is being powered off".into()));
+        }
+        if !self.used.insert(what.id) {
+            return Err(invalid(format!("the number {} was used for a distribution before", what.id)));
+        }
+        let address: &DiskAddress = match &what.root {
+            Root::Flat { disk } => disk,
+        };
+        let device = disk::path(address)?;
+        let pending = launch::start(request, what, &device)?;
+        self.distributions.insert(
+            what.id,
+            Distribution {
+                pid: pending.pid,
+                name: what.name.clone(),
+                device,
+                launched: false,
+                kill_at: None,
+                asked_by: Vec::new(),
+                status: None,
+            },
+        );
+        Ok(pending)
+    }
+
+    /// Begins to stop the machine.
+    fn stop(&mut self, request: Option<u64>, grace: Duration) {
+        if let Some(first) = &mut self.stopping {
+            // Asked again: the later request is answered, unless one waits already.
+            if let Some(id) = request {
+                match first {
+                    Some(_) => self
+                        .answer(id, Err(invalid("the virtual machine is already being powered off".into()))),
+                    None => *first = Some(id),
+                }
+            }
+            return;
+        }
+        self.stopping = Some(request);
+        for distribution in self.distributions.values_mut() {
+            distribution.stop(grace);
+        }
+    }
+
+    /// Takes what the children have said.
+    fn take_words(&mut self) {
+        let mut jobs = std::mem::take(&mut self.jobs);
+        jobs.retain_mut(|job| {
+            let (words, end) = job.ear.receive::<Word>();
+            for word in words {
+                match word {
+                    Word::Event(event) => self.tell(&event),
+                    Word::Mark(mark) => job.marks.push(mark),
+                    Word::Answer(answer) => {
+                        self.finish(job, Some(answer));
+                        return false;
+                    }
+                }
+            }
+            if end.is_some() {
+                self.finish(job, None);
+            }
+            end.is_none()
+        });
+        jobs.append(&mut self.jobs);
+        self.jobs = jobs;
+    }
+
+    /// A child has answered, or its pipe has ended without.
+    fn finish(&mut self, job: &mut Job, answer: Option<Result<Done, Failure>>) {
+        let silent = || Failure {
+            kind: FailureKind::System,
+            message: "the process that did this ended without an answer; the kernel's log may say why".into(),
+        };
+        match (job.purpose, answer) {
+            (Purpose::Request(id), answer) => self.answer(id, answer.unwrap_or_else(|| Err(silent()))),
+            (Purpose::Launch { request, .. }, Some(failed)) => self.answer(request, failed),
+            (Purpose::Launch { request, distribution }, None) => {
+                let mut marks = std::mem::take(&mut job.marks);
+                marks.push(clock::mark("mini-init: init executed"));
+                if let Some(distribution) = self.distributions.get_mut(&distribution) {
+                    distribution.launched = true;
+                }
+                self.answer(request, Ok(Done::Launched { pid: job.pid.as_raw() as u32, marks }));
+            }
+            (Purpose::Cleanup { distribution }, Some(Ok(Done::Stopped { complaints }))) => {
+                self.cleared(distribution, complaints);
+            }
+            (Purpose::Cleanup { distribution }, _) => self.cleared(distribution, vec![silent().message]),
+        }
+    }
+
+    /// Nothing of a distribution is left.
+    fn cleared(&mut self, id: u32, complaints: Vec<String>) {
+        let Some(distribution) = self.distributions.remove(&id) else { return };
+        let complaints: Vec<String> =
+            complaints.into_iter().map(|c| format!("distribution {}: {c}", distribution.name)).collect();
+        for complaint in &complaints {
+            log::line(log::Level::Warning, complaint);
+        }
+        if distribution.launched {
+            let status = distribution.status.unwrap_or(ExitStatus::Signal(Signal::SIGKILL as i32));
+            self.tell(&Event::DistributionEnded { distribution: id, status });
+        }
+        if self.stopping.is_some() {
+            self.complaints.extend(complaints.clone());
+        } else if distribution.asked_by.is_empty() {
+            for complaint in &complaints {
+                self.tell(&Event::Warning(complaint.clone()));
+            }
+        }
+        for request in distribution.asked_by {
+            self.answer(request, Ok(Done::Stopped { complaints: complaints.clone() }));
+        }
+    }
+
+    /// Answers a request. That the host is gone is noticed where the connection is read.
+    fn answer(&mut self, id: u64, outcome: Result<Done, Failure>) {
+        if let Err(error) = self.command.send(&Reply { id, outcome }) {
+            log::line(log::Level::Warning, &format!("an answer could not be sent: {error}"));
+        }
+    }
+
+    fn tell(&mut self, event: &Event) {
+        if let Err(error) = self.notify.send(event) {
+            log::line(log::Level::Warning, &format!("an event could not be sent: {error}"));
+        }
+    }
+
+    /// Answers the request that asked for the end, and waits until the host has read it: it closes its side then.
+    fn last_word(mut self, request: Option<u64>) {
+        for complaint in &self.complaints {
+            log::line(log::Level::Warning, complaint);
+        }
+        let Some(id) = request else { return };
+        let complaints = std::mem::take(&mut self.complaints);
+        self.answer(id, Ok(Done::Stopped { complaints }));
+        let end = Instant::now() + LAST_WORD;
+        while let Some(left) = end.checked_duration_since(Instant::now()) {
+            if self.command.flush().is_err() || self.command.receive::<Request>().1.is_some() {
+                return;
+            }
+            if self.command.is_flushed() {
+                let socket = std::os::fd::AsRawFd::as_raw_fd(&self.command.as_fd());
+                let _ = nix::sys::socket::shutdown(socket, nix::sys::socket::Shutdown::Write);
+            }
+            let mut descriptor = [PollFd::new(self.command.as_fd(), self.command.interest())];
+            let _ = poll(&mut descriptor, PollTimeout::try_from(left).unwrap_or(PollTimeout::ZERO));
+        }
+    }
+}
+
+fn invalid(message: String) -> Failure {
+    Failure { kind: FailureKind::Invalid, message }
+}
