@@ -27,8 +27,9 @@ impl Class {
 /// The number of [`Class`]es.
 const CLASSES: usize = Class::ALL.len();
 
-/// A kernel that has executed so many instructions in the upper half has left its entry code for good.
-const KERNEL_IS_UP: u64 = 10_000;
+/// A kernel that has executed so many instructions in the upper half has left its entry code for good: by the PVH entry,
+/// it returns to the lower half once more after ten thousand; to its first program it takes forty million.
+const KERNEL_IS_UP: u64 = 1_000_000;
 
 /// Programs are mapped above this address, the trampoline of further processors is below it (real mode).
 const FIRST_MIB: u64 = 1 << 20;

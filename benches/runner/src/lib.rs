@@ -1,0 +1,72 @@
+//! What the ruler tells its machine to do, and what the machine answers on its console.
+
+pub mod residence;
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+/// The file in the machine's initramfs that holds the [`Plan`] as JSON.
+pub const PLAN: &str = "/plan.json";
+
+/// What a line of the console begins with that holds an [`Answer`] as JSON.
+pub const ANSWER: &str = "ruler: ";
+
+/// What the machine does from its start until it switches off.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Plan {
+    /// Modules to load, in this order, with their parameters.
+    pub modules: Vec<(PathBuf, String)>,
+    /// Programs to run, one after the other.
+    pub runs: Vec<Run>,
+}
+
+/// A program to run.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Run {
+    /// What its answers are called.
+    pub name: String,
+    /// Its path, absolute, then its arguments.
+    pub program: Vec<String>,
+    /// How often it is run. The first time fills caches and is not to be counted.
+    pub repetitions: u32,
+    /// What the run waits for.
+    pub until: Until,
+    /// Seconds of the machine's time after which the program is killed.
+    pub limit_seconds: u64,
+    /// A file that the program writes and that is put on the console if the run did not go as expected.
+    pub log: Option<PathBuf>,
+}
+
+/// How far a program is let run.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Until {
+    /// To its own end, with status 0.
+    Exit,
+    /// Until something connects to this unix socket, which the runner listens on: the guest is up. Then the program's
+    /// memory is looked at, and the program is killed.
+    Connection {
+        /// Where to listen.
+        socket: PathBuf,
+        /// Mappings of at least so many MiB are the guest's memory.
+        guest_mib: u64,
+    },
+}
+
+/// What became of one repetition.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Answer {
+    /// The run's name.
+    pub name: String,
+    /// Counted from 0.
+    pub repetition: u32,
+    /// Memory beyond the guest's in KiB, if it was asked for.
+    pub resident_kib: Option<u64>,
+    /// What went wrong, if anything.
+    pub error: Option<String>,
+}
+
+/// The tag of the marker just before a program starts; the plugin begins a new count of firsts there.
+pub const TAG_BEGIN: u16 = 1;
+/// The tag of the marker when the program has got to where the run ends.
+pub const TAG_UP: u16 = 2;

@@ -1,0 +1,219 @@
+//! L1: the machine made in software in which the measured programs run.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use undercroft_ruler_runner::{ANSWER, Answer, PLAN, Plan, Run};
+
+use crate::{Error, archive::Archive, counts, counts::Span};
+
+/// QEMU's program: Debian's has TCG plugins of API version 1.
+const QEMU: &str = "qemu-system-x86_64";
+
+/// Time by instructions (1 ns each) from a fixed date and seed; idle time is skipped. Without the `rep movsb` that
+/// `erms` makes the C library use: TCG would count each byte of it.
+const DETERMINISTIC: &[&str] = &[
+    "-accel",
+    "tcg,thread=single",
+    "-icount",
+    "shift=0,sleep=off",
+    "-rtc",
+    "base=2025-01-01T00:00:00,clock=vm",
+    "-seed",
+    "1",
+    "-smp",
+    "1",
+    "-cpu",
+    "max,-erms",
+];
+
+/// The least machine that Debian's kernel and KVM run in: microvm has neither PIT nor HPET, and hangs.
+const BOARD: &[&str] = &[
+    "-M",
+    "q35,vmport=off,smbus=off,sata=off,usb=off",
+    "-bios",
+    "/usr/share/qemu/qboot.rom",
+    "-m",
+    "2048",
+    "-nodefaults",
+    "-no-user-config",
+    "-display",
+    "none",
+    "-no-reboot",
+];
+
+/// L1's kernel parameters. The clock's: a calibration of the LAPIC would burn six billion instructions. The first and
+/// the last: L1's code lies where the plugin can tell it, and its boot is shorter.
+const COMMAND_LINE: &str = "nokaslr console=ttyS0 panic=-1 mitigations=off quiet nolapic_timer nohpet tsc=reliable \
+    tsc_early_khz=1000000 cryptomgr.notests initcall_blacklist=jent_mod_init,load_system_certificate_list,\
+    bpf_tcp_ca_kfunc_init,bpf_dummy_struct_ops_init,trace_eval_init,init_kprobe_trace";
+
+/// What KVM must allow the emulated clock: a guest whose frequency could not be set has no deadline timer.
+const KVM_PARAMETERS: &str = "tsc_tolerance_ppm=50000";
+
+/// How much of the console is shown when something went wrong, in lines.
+const CONSOLE_TAIL: usize = 40;
+
+/// The ruler's machine, ready to be switched on any number of times.
+#[derive(Debug, Clone)]
+pub struct Machine {
+    /// L1's kernel: a vmlinux.
+    pub kernel: PathBuf,
+    /// KVM's modules for it, in the order to load them in.
+    pub modules: Vec<PathBuf>,
+    /// The plugin.
+    pub plugin: PathBuf,
+    /// L1's PID 1.
+    pub runner: PathBuf,
+    /// Seconds of the host's time after which L1 is taken to hang.
+    pub limit: Duration,
+}
+
+/// One repetition of a run that went as expected.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Repetition {
+    /// The run's name.
+    pub name: String,
+    /// Counted from 0.
+    pub repetition: u32,
+    /// Resident memory beyond the guest's in KiB, where it was looked at.
+    pub resident_kib: Option<u64>,
+    /// What was counted.
+    pub span: Span,
+}
+
+impl Machine {
+    /// Switches the machine on, with these files in it, and has it do these runs. `work` is a directory for its files;
+    /// `console.log` and `counts` are left there.
+    pub fn measure(
+        &self,
+        mut archive: Archive,
+        runs: Vec<Run>,
+        work: &Path,
+    ) -> Result<Vec<Repetition>, Error> {
+        archive.copy(&self.runner, "/init");
+        let mut modules = Vec::new();
+        for (number, path) in self.modules.iter().enumerate() {
+            let inside = PathBuf::from(format!("/modules/{number:02}.ko"));
+            let kvm = path.file_stem().is_some_and(|name| name == "kvm");
+            archive.copy(path, &inside);
+            modules.push((inside, if kvm { KVM_PARAMETERS } else { "" }.to_owned()));
+        }
+        let plan = Plan { modules, runs };
+        archive.bytes(serde_json::to_vec(&plan).expect("a plan is paths, strings and numbers"), PLAN);
+        let initramfs = work.join("initramfs");
+        archive.write(&initramfs)?;
+        let console = self.switch_on(&initramfs, work)?;
+        fs::remove_file(&initramfs).map_err(Error::io("remove", &initramfs))?;
+        let counted = work.join("counts");
+        let counted = fs::read_to_string(&counted).map_err(Error::io("read", counted))?;
+        join(&plan, &console, counts::spans(&counted)?)
+    }
+
+    /// Runs QEMU to its end; gives the console back.
+    fn switch_on(&self, initramfs: &Path, work: &Path) -> Result<String, Error> {
+        let (log, counted) = (work.join("console.log"), work.join("counts"));
+        let failed = |source| Error::Program {
+            program: QEMU.into(),
+            help: "it comes with qemu-system-x86, and qboot.rom with qemu-system-data".into(),
+            source,
+        };
+        let mut arguments: Vec<std::ffi::OsString> =
+            DETERMINISTIC.iter().chain(BOARD).map(std::ffi::OsString::from).collect();
+        let mut option = |name: &str, value: String| arguments.extend([name.into(), value.into()]);
+        option("-kernel", self.kernel.display().to_string());
+        option("-initrd", initramfs.display().to_string());
+        option("-append", COMMAND_LINE.to_owned());
+        option("-serial", format!("file:{}", log.display()));
+        option("-plugin", format!("file={},out={}", self.plugin.display(), counted.display()));
+        let handle =
+            duct::cmd(QEMU, arguments).stdin_null().stdout_null().stderr_capture().start().map_err(failed)?;
+        let ended = handle.wait_timeout(self.limit).map_err(failed)?.is_some();
+        if !ended {
+            handle.kill().map_err(failed)?;
+        }
+        let console = fs::read(&log).map_err(Error::io("read", &log))?;
+        let console = String::from_utf8_lossy(&console).into_owned();
+        if ended {
+            return Ok(console);
+        }
+        let problem = format!("it did not switch itself off within {} s", self.limit.as_secs());
+        Err(Error::Machine { problem, console: tail(&console) })
+    }
+}
+
+/// Brings together what the runner answered and what the plugin counted.
+fn join(plan: &Plan, console: &str, spans: Vec<Span>) -> Result<Vec<Repetition>, Error> {
+    let failed = |problem: String| Error::Machine { problem, console: tail(console) };
+    let mut answers = console
+        .lines()
+        .filter_map(|line| line.trim_end().strip_prefix(ANSWER))
+        .filter_map(|json| serde_json::from_str::<Answer>(json).ok());
+    let mut spans = spans.into_iter();
+    let mut repetitions = Vec::new();
+    for run in &plan.runs {
+        for repetition in 0..run.repetitions {
+            let name = &run.name;
+            let answer = answers
+                .next()
+                .filter(|answer| answer.name == *name && answer.repetition == repetition)
+                .ok_or_else(|| failed(format!("no answer from {name}, repetition {repetition}")))?;
+            if let Some(error) = answer.error {
+                return Err(failed(format!("{name}, repetition {repetition}: {error}")));
+            }
+            let span = spans
+                .next()
+                .ok_or_else(|| failed(format!("no marker from {name}, repetition {repetition}")))?;
+            repetitions.push(Repetition {
+                name: name.clone(),
+                repetition,
+                resident_kib: answer.resident_kib,
+                span,
+            });
+        }
+    }
+    Ok(repetitions)
+}
+
+fn tail(console: &str) -> String {
+    let lines: Vec<&str> = console.lines().collect();
+    lines[lines.len().saturating_sub(CONSOLE_TAIL)..].join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use undercroft_ruler_runner::Until;
+
+    fn plan() -> Plan {
+        let run = Run {
+            name: "a".into(),
+            program: vec!["/p".into()],
+            repetitions: 1,
+            until: Until::Exit,
+            limit_seconds: 1,
+            log: None,
+        };
+        Plan { modules: Vec::new(), runs: vec![run] }
+    }
+
+    #[test]
+    fn an_answer_and_a_span_make_a_repetition() {
+        let console =
+            "[ 0.1] x\nruler: {\"name\":\"a\",\"repetition\":0,\"resident_kib\":7,\"error\":null}\r\n";
+        let repetitions = join(&plan(), console, vec![Span::default()]).unwrap();
+        assert_eq!(repetitions[0].resident_kib, Some(7));
+        assert!(join(&plan(), console, Vec::new()).is_err());
+    }
+
+    #[test]
+    fn an_error_is_told_with_the_console() {
+        let console = "ruler: {\"name\":\"a\",\"repetition\":0,\"resident_kib\":null,\"error\":\"no KVM\"}\n";
+        let error = join(&plan(), console, vec![Span::default()]).unwrap_err().to_string();
+        assert!(error.contains("a, repetition 0: no KVM"), "{error}");
+        assert!(join(&plan(), "", Vec::new()).is_err());
+    }
+}

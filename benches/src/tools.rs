@@ -1,0 +1,112 @@
+//! What has to be there before anything is measured: built here with cargo, or taken from the cache.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use undercroft_kernel_config::{Kernel, cache};
+
+use crate::{Error, machine::Machine};
+
+/// KVM's modules in the order to load them in. `kvm-amd` names `ccp` too, which only encrypted guests need.
+const KVM: [&str; 3] = ["virt/lib/irqbypass.ko", "arch/x86/kvm/kvm.ko", "arch/x86/kvm/kvm-amd.ko"];
+
+/// The machine hangs if it takes longer: a dozen guests take two minutes on an idle machine.
+const LIMIT: Duration = Duration::from_secs(1800);
+
+const STATIC: &str = "-C target-feature=+crt-static";
+const TARGET: &str = "x86_64-unknown-linux-gnu";
+
+/// The repository's root.
+pub fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the crate is a folder of the repository").into()
+}
+
+/// Builds the plugin and the runner, and finds a kernel with KVM.
+pub fn machine() -> Result<Machine, Error> {
+    let kernel = undercroft_kernel_config::stock()?;
+    Ok(Machine {
+        modules: kvm_modules(&kernel)?,
+        kernel: kernel.image,
+        plugin: built("undercroft-ruler", "libundercroft_ruler.so")?,
+        runner: runner()?,
+        limit: LIMIT,
+    })
+}
+
+/// Builds the VMM as it is shipped: optimised, with the C library shared.
+pub fn vmm() -> Result<PathBuf, Error> {
+    built("undercroft-vmm", "undercroft-vmm")
+}
+
+fn built(package: &str, file: &str) -> Result<PathBuf, Error> {
+    cargo(&["build", "--quiet", "--release", "--package", package], None)?;
+    Ok(target().join("release").join(file))
+}
+
+fn runner() -> Result<PathBuf, Error> {
+    let directory = target().join("guest");
+    let directory_argument = directory.display().to_string();
+    let package = "undercroft-ruler-runner";
+    cargo(
+        &[
+            "build",
+            "--quiet",
+            "--profile",
+            "guest",
+            "--target",
+            TARGET,
+            "--target-dir",
+            &directory_argument,
+            "--package",
+            package,
+        ],
+        Some(STATIC),
+    )?;
+    Ok(directory.join(TARGET).join("guest").join(package))
+}
+
+fn target() -> PathBuf {
+    std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from)
+}
+
+fn cargo(arguments: &[&str], rustflags: Option<&str>) -> Result<(), Error> {
+    let program = std::env::var("CARGO").unwrap_or_else(|_| "cargo".into());
+    let mut command = duct::cmd(program, arguments).dir(root());
+    if let Some(rustflags) = rustflags {
+        command = command.env("RUSTFLAGS", rustflags);
+    }
+    command.run().map(drop).map_err(|source| Error::Program {
+        program: format!("cargo {}", arguments.join(" ")),
+        help: "what the compiler says is above".into(),
+        source,
+    })
+}
+
+/// KVM's modules, taken out of the kernel's modules disk once.
+fn kvm_modules(kernel: &Kernel) -> Result<Vec<PathBuf>, Error> {
+    let Some(disk) = &kernel.modules_disk else { return Ok(Vec::new()) };
+    let directory = cache::obtain("ruler", &format!("kvm-{}", kernel.release), |directory| {
+        for module in KVM {
+            let out = directory.join(Path::new(module).file_name().unwrap_or_default());
+            dump(disk, &format!("/lib/modules/{}/kernel/{module}", kernel.release), &out).map_err(
+                |source| undercroft_kernel_config::Error::Io { doing: "extract", path: out, source },
+            )?;
+        }
+        Ok(())
+    })?;
+    Ok(KVM.iter().map(|module| directory.join(Path::new(module).file_name().unwrap_or_default())).collect())
+}
+
+/// Copies a file out of an ext4 image.
+fn dump(disk: &Path, inside: &str, out: &Path) -> io::Result<()> {
+    let request = format!("dump \"{inside}\" \"{}\"", out.display());
+    duct::cmd!("debugfs", "-R", request, disk).stdin_null().stdout_null().stderr_null().run()?;
+    // debugfs succeeds whatever happens.
+    match fs::metadata(out)?.len() {
+        0 => Err(io::Error::other(format!("there is no {inside} in {}", disk.display()))),
+        _ => Ok(()),
+    }
+}
