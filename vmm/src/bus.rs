@@ -61,7 +61,8 @@ impl Bus {
     /// # Errors
     /// The range is empty, wraps around, or overlaps one that is taken.
     pub fn insert(&mut self, base: u64, size: u64, device: Arc<dyn Device>) -> Result<(), Error> {
-        let last = size.checked_sub(1).and_then(|n| base.checked_add(n)).ok_or(Error::Range { base, size })?;
+        let last =
+            size.checked_sub(1).and_then(|n| base.checked_add(n)).ok_or(Error::Range { base, size })?;
         let at = self.entries.partition_point(|e| e.base <= last);
         if at > 0 && self.entries[at - 1].base + (self.entries[at - 1].size - 1) >= base {
             return Err(Error::Overlap { base, size });

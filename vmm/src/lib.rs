@@ -1,9 +1,18 @@
 //! A minimal virtual machine monitor on KVM.
 
+pub mod arch;
+pub mod boot;
 pub mod bus;
 pub mod config;
-#[cfg(any())]
-pub mod probe;
+pub mod confine;
+pub mod devices;
+pub mod end;
+pub mod kvm;
+pub mod machine;
+pub mod memory;
+pub mod vcpu;
 pub mod virtio;
 
 pub use config::MachineConfig;
+pub use end::End;
+pub use machine::{Error, Machine};
