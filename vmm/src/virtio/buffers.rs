@@ -35,6 +35,13 @@ impl Buffers {
         }
     }
 
+    /// Adds all of `other` at the end.
+    pub(super) fn append(&mut self, other: &Self) {
+        for segment in other.segments() {
+            self.push(*segment);
+        }
+    }
+
     /// Bytes that are left.
     pub fn len(&self) -> u64 {
         self.length

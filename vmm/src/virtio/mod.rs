@@ -8,16 +8,20 @@
 //! addresses, cycles) and hands out [`buffers::Buffers`] that lie in guest memory; a chain that is no chain makes the
 //! device stop and ask for a reset, as section 2.1.2 has it.
 
+pub mod block;
 pub mod buffers;
 pub mod device;
+pub mod disk;
 pub mod event_loop;
 pub mod mmio;
 pub mod queue;
 pub mod transport;
+pub mod vsock;
 
 mod guest_io;
 #[cfg(test)]
 mod testing;
+mod worker;
 
 pub use device::{Activation, Interrupt, VirtioDevice};
 pub use event_loop::EventLoop;
@@ -28,4 +32,12 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 /// Locks; a thread that panicked while it held the lock does not take the others along.
 fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Reads from a configuration space that is `config` and zeros after it.
+fn read_config(config: &[u8], offset: u64, data: &mut [u8]) {
+    data.fill(0);
+    let Some(rest) = usize::try_from(offset).ok().and_then(|offset| config.get(offset..)) else { return };
+    let count = rest.len().min(data.len());
+    data[..count].copy_from_slice(&rest[..count]);
 }

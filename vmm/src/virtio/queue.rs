@@ -67,7 +67,10 @@ pub struct VirtQueue {
     doorbell: EventFd,
     memory: GuestMemoryMmap,
     interrupt: Arc<Interrupt>,
+    /// The driver broke the rules.
     broken: bool,
+    /// Chains were given back since the driver was last considered for an interrupt.
+    unsignalled: bool,
 }
 
 impl VirtQueue {
@@ -98,6 +101,7 @@ impl VirtQueue {
             memory: activation.memory.clone(),
             interrupt: activation.interrupt.clone(),
             broken: false,
+            unsignalled: false,
         }))
     }
 
@@ -161,11 +165,12 @@ impl VirtQueue {
         if !self.broken && self.queue.add_used(&self.memory, head, written).is_err() {
             self.violate(&Violation::Head(head));
         }
+        self.unsignalled = true;
     }
 
     /// Interrupts the driver, if it wants to hear of the chains given back since the last time.
     pub fn signal(&mut self) {
-        if !self.broken && self.is_signal_wanted() {
+        if std::mem::take(&mut self.unsignalled) && !self.broken && self.is_signal_wanted() {
             self.interrupt.used();
         }
     }
@@ -241,12 +246,22 @@ where
 /// Lets `work` go through what is in `queue`, at most one queue's length of chains at a go, so that a driver that adds
 /// as fast as they are taken cannot keep a thread to itself. `work` returns how many bytes it wrote, or nothing to put
 /// the chain back and stop (it will be offered again when [`VirtQueue::ring`] or the driver rings).
-pub fn work_off(queue: &mut VirtQueue, mut work: impl FnMut(&GuestMemoryMmap, Chain) -> Option<u32>) {
+pub fn work_off(queue: &mut VirtQueue, work: impl FnMut(&GuestMemoryMmap, Chain) -> Option<u32>) {
+    work_off_until(queue, &|| false, work);
+}
+
+/// [`work_off`] that takes no further chain once `is_stopped`.
+pub(super) fn work_off_until(
+    queue: &mut VirtQueue,
+    is_stopped: &dyn Fn() -> bool,
+    mut work: impl FnMut(&GuestMemoryMmap, Chain) -> Option<u32>,
+) {
     let memory = queue.memory.clone();
     let mut budget = queue.size();
     queue.disable_notifications();
     'again: loop {
-        while let Some(chain) = queue.pop() {
+        while !is_stopped() {
+            let Some(chain) = queue.pop() else { break };
             let head = chain.head;
             match work(&memory, chain) {
                 Some(written) => queue.push(head, written),
@@ -262,7 +277,7 @@ pub fn work_off(queue: &mut VirtQueue, mut work: impl FnMut(&GuestMemoryMmap, Ch
                 break 'again;
             }
         }
-        if !queue.enable_notifications() {
+        if is_stopped() || !queue.enable_notifications() {
             break;
         }
     }

@@ -1,0 +1,472 @@
+//! Between the guest's queues and the host's unix sockets, on the devices' event loop.
+
+use std::collections::{HashMap, VecDeque};
+use std::ffi::OsString;
+use std::io::{self, Read};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket};
+use vm_memory::GuestMemoryMmap;
+use vmm_sys_util::epoll::EventSet;
+
+use super::connection::{Connection, Fate, Stage, send};
+use super::packet::{self, HEADER_LENGTH, Header};
+use crate::virtio::buffers::Buffers;
+use crate::virtio::event_loop::{Handler, Registration};
+use crate::virtio::queue::{Chain, VirtQueue};
+
+/// The most connections, in whatever state.
+pub(super) const MAX_CONNECTIONS: usize = 4096;
+/// The most bytes that wait for sockets, all connections together.
+const MAX_BUFFERED: usize = 128 << 20;
+/// From how many unsent resets on nothing more is taken from the guest. (Each connection can add one of its own.)
+const MAX_RESETS: usize = 256;
+/// The most chains that one read of a socket fills: Linux's are of 4 KiB each.
+const CHAINS: usize = 32;
+/// The longest first line of a program on the host: `CONNECT 4294967295` and its end.
+const MAX_GREETING: usize = 19;
+/// Connections of the host get ports from here on.
+const FIRST_HOST_PORT: u32 = 1 << 30;
+
+pub(super) const RECEIVE: u32 = 0;
+pub(super) const TRANSMIT: u32 = 1;
+pub(super) const LISTENER: u32 = 2;
+/// Connections have tokens from here on.
+const FIRST_CONNECTION: u32 = 16;
+
+/// The multiplexer: one per activation of the device.
+pub(super) struct Multiplexer {
+    pub(super) cid: u64,
+    /// The beginning of the ports' paths.
+    pub(super) path: PathBuf,
+    pub(super) listener: Arc<UnixListener>,
+    pub(super) registration: Registration,
+    pub(super) receive: VirtQueue,
+    pub(super) transmit: VirtQueue,
+    connections: HashMap<u32, Connection>,
+    by_ports: HashMap<(u32, u32), u32>,
+    /// Those that have something for the guest, in turn.
+    line: VecDeque<u32>,
+    resets: VecDeque<Header>,
+    buffered: usize,
+    next_token: u32,
+    next_port: u32,
+    /// A program on the host could not be taken in for want of file descriptors; it is tried again when some are free.
+    is_accept_due: bool,
+}
+
+impl Handler for Multiplexer {
+    fn ready(&mut self, token: u32, events: EventSet) {
+        match token {
+            RECEIVE => {
+                self.receive.heard();
+            }
+            TRANSMIT => {
+                self.transmit.heard();
+            }
+            LISTENER => self.accept(),
+            _ => self.socket_ready(token, events),
+        }
+        if self.is_accept_due {
+            self.accept();
+        }
+        // Each may make room for the other: answers need buffers, and packets are only taken if answers have room.
+        self.feed();
+        if token == TRANSMIT || token == RECEIVE {
+            self.drain();
+            self.feed();
+        }
+        self.transmit.signal();
+        self.receive.signal();
+    }
+}
+
+impl Multiplexer {
+    pub(super) fn new(
+        cid: u64,
+        path: PathBuf,
+        listener: Arc<UnixListener>,
+        registration: Registration,
+        receive: VirtQueue,
+        transmit: VirtQueue,
+    ) -> Self {
+        Self {
+            cid,
+            path,
+            listener,
+            registration,
+            receive,
+            transmit,
+            connections: HashMap::new(),
+            by_ports: HashMap::new(),
+            line: VecDeque::new(),
+            resets: VecDeque::new(),
+            buffered: 0,
+            next_token: FIRST_CONNECTION,
+            next_port: FIRST_HOST_PORT,
+            is_accept_due: false,
+        }
+    }
+
+    #[cfg(test)]
+    pub(super) fn connection_count(&self) -> usize {
+        self.connections.len()
+    }
+
+    // From the guest.
+
+    /// Takes packets from the guest, one queue's length at most at a go.
+    fn drain(&mut self) {
+        let memory = self.transmit.memory().clone();
+        for _ in 0..self.transmit.size() {
+            if self.resets.len() >= MAX_RESETS {
+                // Goes on when the guest has given buffers to receive into, which rings.
+                return;
+            }
+            let Some(chain) = self.transmit.pop() else {
+                if self.transmit.enable_notifications() {
+                    continue;
+                }
+                return;
+            };
+            let Chain { head, mut readable, .. } = chain;
+            self.packet(&memory, &mut readable);
+            self.transmit.push(head, 0);
+        }
+        self.transmit.ring();
+    }
+
+    /// One packet of the guest. What is no packet, or not from this guest, is dropped.
+    fn packet(&mut self, memory: &GuestMemoryMmap, bytes: &mut Buffers) {
+        let Some(header) = bytes.read_array::<HEADER_LENGTH>(memory) else { return };
+        let header = Header::decode(&header);
+        if header.source_cid != self.cid || u64::from(header.length) > bytes.len() {
+            return;
+        }
+        if header.target_cid != packet::HOST_CID || header.kind != packet::TYPE_STREAM {
+            return self.answer_with_reset(&header);
+        }
+        let ports = (header.source_port, header.target_port);
+        let Some(&token) = self.by_ports.get(&ports) else {
+            return match header.op {
+                packet::OP_REQUEST => self.connect(&header),
+                _ => self.answer_with_reset(&header),
+            };
+        };
+        let Some(connection) = self.connections.get_mut(&token) else { return };
+        if connection.stage == Stage::Draining {
+            if header.op == packet::OP_REQUEST {
+                // The guest uses the port again; what is left of its earlier connection has had its time.
+                self.remove(token);
+                self.connect(&header);
+            } else {
+                self.answer_with_reset(&header);
+            }
+            return;
+        }
+        connection.note_credit(&header);
+        let before = connection.buffered();
+        let fate = match header.op {
+            packet::OP_RESPONSE if connection.stage == Stage::Requested => {
+                connection.stage = Stage::Established;
+                let line = format!("OK {}\n", connection.host_port);
+                // Nothing else was ever written to the socket: there is room, or nobody.
+                match send(&connection.stream, line.as_bytes()) {
+                    Ok(n) if n == line.len() => Fate::Live,
+                    _ => Fate::Reset,
+                }
+            }
+            packet::OP_RST => connection.reset(),
+            packet::OP_SHUTDOWN => connection.shut_down(header.flags),
+            packet::OP_RW => connection.push(memory, bytes.take(header.length.into())),
+            packet::OP_CREDIT_UPDATE => Fate::Live,
+            packet::OP_CREDIT_REQUEST => {
+                connection.due.credit_update = true;
+                Fate::Live
+            }
+            // A second request, an answer to none, or nonsense.
+            _ => Fate::Reset,
+        };
+        self.buffered += connection.buffered();
+        self.buffered -= before;
+        let fate = if self.buffered > MAX_BUFFERED { Fate::Reset } else { fate };
+        self.settle(token, fate);
+    }
+
+    /// The guest wants to be connected to a port of the host.
+    fn connect(&mut self, header: &Header) {
+        let mut path = OsString::from(&self.path);
+        path.push(format!("_{}", header.target_port));
+        if self.connections.len() >= MAX_CONNECTIONS {
+            return self.answer_with_reset(header);
+        }
+        let Ok(stream) = connect_now(&path) else { return self.answer_with_reset(header) };
+        let mut connection =
+            Connection::new(stream, Stage::Established, header.source_port, header.target_port);
+        connection.note_credit(header);
+        connection.due.response = true;
+        let token = self.insert(connection);
+        self.by_ports.insert((header.source_port, header.target_port), token);
+        self.settle(token, Fate::Live);
+    }
+
+    fn answer_with_reset(&mut self, header: &Header) {
+        if header.op != packet::OP_RST {
+            self.resets.push_back(header.reset_of());
+        }
+    }
+
+    // From the host.
+
+    /// Takes in the programs that have connected.
+    fn accept(&mut self) {
+        self.is_accept_due = false;
+        loop {
+            let stream = match self.listener.accept() {
+                Ok((stream, _)) => stream,
+                Err(error) => match error.kind() {
+                    io::ErrorKind::WouldBlock => return,
+                    io::ErrorKind::Interrupted | io::ErrorKind::ConnectionAborted => continue,
+                    _ => {
+                        // No file descriptors. There will be no other event for those that wait.
+                        self.is_accept_due = !self.connections.is_empty();
+                        return;
+                    }
+                },
+            };
+            if self.connections.len() >= MAX_CONNECTIONS || stream.set_nonblocking(true).is_err() {
+                continue;
+            }
+            let token = self.insert(Connection::new(stream, Stage::Greeting, 0, 0));
+            self.greet(token);
+        }
+    }
+
+    /// Reads a program's first line, and asks the guest when it is complete.
+    fn greet(&mut self, token: u32) {
+        let Some(connection) = self.connections.get_mut(&token) else { return };
+        loop {
+            let mut byte = [0];
+            match (&connection.stream).read(&mut byte) {
+                // Byte by byte: what follows the line is the guest's.
+                Ok(1) if byte[0] != b'\n' && connection.greeting.len() < MAX_GREETING => {
+                    connection.greeting.push(byte[0]);
+                }
+                Ok(1) if byte[0] == b'\n' => break,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+                _ => return self.remove(token),
+            }
+        }
+        let port = std::str::from_utf8(&connection.greeting)
+            .ok()
+            .and_then(|line| line.trim_end_matches('\r').strip_prefix("CONNECT "))
+            .and_then(|port| port.parse::<u32>().ok());
+        let Some(guest_port) = port else { return self.remove(token) };
+        let host_port = self.free_port(guest_port);
+        let Some(connection) = self.connections.get_mut(&token) else { return };
+        connection.greeting = Vec::new();
+        connection.guest_port = guest_port;
+        connection.host_port = host_port;
+        connection.stage = Stage::Requested;
+        connection.due.request = true;
+        self.by_ports.insert((guest_port, host_port), token);
+        self.settle(token, Fate::Live);
+    }
+
+    /// A port of the host that has no connection with `guest_port`. There are 2^30 times three, and few connections.
+    fn free_port(&mut self, guest_port: u32) -> u32 {
+        loop {
+            let port = self.next_port;
+            self.next_port = port.checked_add(1).unwrap_or(FIRST_HOST_PORT);
+            // The last is VMADDR_PORT_ANY.
+            if port != u32::MAX && !self.by_ports.contains_key(&(guest_port, port)) {
+                return port;
+            }
+        }
+    }
+
+    fn socket_ready(&mut self, token: u32, events: EventSet) {
+        let Some(connection) = self.connections.get_mut(&token) else { return };
+        if connection.stage == Stage::Greeting {
+            return self.greet(token);
+        }
+        let before = connection.buffered();
+        let fate = connection.ready(events);
+        self.buffered += connection.buffered();
+        self.buffered -= before;
+        let fate = match (fate, connection.stage) {
+            // The program went away before the guest answered.
+            (Fate::Live, Stage::Requested) if events.contains(EventSet::HANG_UP) => Fate::Reset,
+            (fate, _) => fate,
+        };
+        self.settle(token, fate);
+    }
+
+    // To the guest.
+
+    /// Gives the guest what there is for it, as far as it has given buffers; a turn for each connection.
+    fn feed(&mut self) {
+        let memory = self.receive.memory().clone();
+        let mut budget = usize::from(self.receive.size());
+        while !self.resets.is_empty() || !self.line.is_empty() {
+            if budget == 0 {
+                self.receive.ring();
+                return;
+            }
+            let Some(chain) = self.receive.pop() else {
+                if self.receive.enable_notifications() {
+                    continue;
+                }
+                return;
+            };
+            if !can_hold_data(&chain) {
+                // Of no use for any connection: given back empty.
+                self.receive.push(chain.head, 0);
+                budget -= 1;
+                continue;
+            }
+            let used = match self.resets.pop_front() {
+                Some(header) => {
+                    self.deliver(&memory, &chain, &header);
+                    1
+                }
+                None => self.turn(&memory, chain),
+            };
+            budget = budget.saturating_sub(used.max(1));
+        }
+    }
+
+    /// The turn of the connection at the head of the line, with a first chain to fill; returns how many it took.
+    fn turn(&mut self, memory: &GuestMemoryMmap, chain: Chain) -> usize {
+        let next = self.line.pop_front();
+        let Some((token, connection)) =
+            next.and_then(|token| self.connections.get_mut(&token).map(|connection| (token, connection)))
+        else {
+            // It has ended since.
+            self.receive.unpop();
+            return 0;
+        };
+        connection.queued = false;
+        if let Some((op, flags)) = connection.next_due() {
+            let header = connection.header(self.cid, op, flags, 0);
+            self.deliver(memory, &chain, &header);
+            self.settle(token, Fate::Live);
+            return 1;
+        }
+        let mut credit = u64::from(connection.credit());
+        let mut room = Buffers::new();
+        let mut chains = Vec::with_capacity(CHAINS);
+        let mut first = Some(chain);
+        while credit > 0 && chains.len() < CHAINS {
+            let Some(chain) = first.take().or_else(|| self.receive.pop()) else { break };
+            if !can_hold_data(&chain) {
+                self.receive.unpop();
+                break;
+            }
+            let mut data = chain.writable.clone();
+            data.skip(HEADER_LENGTH as u64);
+            let data = data.take(credit);
+            credit -= data.len();
+            room.append(&data);
+            chains.push((chain, data.len()));
+        }
+        let used = match connection.pull(memory, &room) {
+            None => {
+                self.settle(token, Fate::Reset);
+                0
+            }
+            Some(mut count) => {
+                let mut used = 0;
+                for (chain, capacity) in &chains {
+                    // A capacity is at most the credit, a u32.
+                    let length = count.min(*capacity as u32);
+                    if length == 0 {
+                        break;
+                    }
+                    count -= length;
+                    used += 1;
+                    let header = connection.header(self.cid, packet::OP_RW, 0, length);
+                    write_header(&mut self.receive, memory, chain, &header, length);
+                }
+                self.settle(token, Fate::Live);
+                used
+            }
+        };
+        for _ in used..chains.len() + usize::from(first.is_some()) {
+            self.receive.unpop();
+        }
+        used
+    }
+
+    fn deliver(&mut self, memory: &GuestMemoryMmap, chain: &Chain, header: &Header) {
+        write_header(&mut self.receive, memory, chain, header, 0);
+    }
+
+    // All connections.
+
+    fn insert(&mut self, connection: Connection) -> u32 {
+        let token = loop {
+            let token = self.next_token;
+            self.next_token = token.checked_add(1).unwrap_or(FIRST_CONNECTION);
+            if !self.connections.contains_key(&token) {
+                break token;
+            }
+        };
+        let events = EventSet::IN | EventSet::OUT | EventSet::READ_HANG_UP | EventSet::EDGE_TRIGGERED;
+        // Only for want of memory; the connection then never gets an event, and goes when the guest ends it.
+        let _ = self.registration.watch(&connection.stream, token, events);
+        self.connections.insert(token, connection);
+        token
+    }
+
+    /// Puts a connection where it belongs now.
+    fn settle(&mut self, token: u32, fate: Fate) {
+        let Some(connection) = self.connections.get_mut(&token) else { return };
+        match fate {
+            Fate::Gone => self.remove(token),
+            Fate::Reset => {
+                let header = connection.header(self.cid, packet::OP_RST, 0, 0);
+                self.resets.push_back(header);
+                self.remove(token);
+            }
+            Fate::Live => {
+                connection.ask_for_credit();
+                if !connection.queued && connection.has_something() {
+                    connection.queued = true;
+                    self.line.push_back(token);
+                }
+            }
+        }
+    }
+
+    fn remove(&mut self, token: u32) {
+        let Some(connection) = self.connections.remove(&token) else { return };
+        self.registration.forget(&connection.stream);
+        self.buffered -= connection.buffered();
+        let ports = (connection.guest_port, connection.host_port);
+        if self.by_ports.get(&ports) == Some(&token) {
+            self.by_ports.remove(&ports);
+        }
+    }
+}
+
+/// Whether a chain has room for a header and at least one byte.
+fn can_hold_data(chain: &Chain) -> bool {
+    chain.writable.len() > HEADER_LENGTH as u64
+}
+
+fn write_header(queue: &mut VirtQueue, memory: &GuestMemoryMmap, chain: &Chain, header: &Header, data: u32) {
+    chain.writable.clone().write(memory, &header.encode());
+    queue.push(chain.head, HEADER_LENGTH as u32 + data);
+}
+
+/// Connects to a unix socket at once or not at all: a listener whose backlog is full must not hold up the loop.
+fn connect_now(path: &OsString) -> io::Result<UnixStream> {
+    let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
+    let fd = socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
+    connect(std::os::fd::AsRawFd::as_raw_fd(&fd), &UnixAddr::new(path.as_os_str())?)?;
+    Ok(fd.into())
+}
