@@ -17,6 +17,8 @@
 //! The plugin is a crate of its own (`plugin/`), as is L1's PID 1 (`runner/`).
 
 pub mod archive;
+pub mod boot;
+pub mod budget;
 pub mod counts;
 mod error;
 pub mod machine;

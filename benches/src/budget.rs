@@ -1,0 +1,163 @@
+//! The numbers that must not grow, and the verdict over what was measured.
+
+use std::{fmt, fs, path::Path};
+
+use serde::{Deserialize, Serialize};
+
+use crate::Error;
+
+/// The budget file, beside this crate's manifest.
+pub const FILE: &str = "benches/budget.toml";
+
+/// What a measurement may exceed its budget by where the file does not say otherwise, in percent: a compiler's or a
+/// dependency's next release is no alarm.
+const TOLERANCE_PERCENT: f64 = 2.0;
+
+/// The budget file.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Budgets {
+    /// When and at which commit the values were measured.
+    pub measured: String,
+    /// One for each number that has one.
+    pub budget: Vec<Budget>,
+}
+
+/// What a number may be.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Budget {
+    /// The measurement's name.
+    pub name: String,
+    /// What it was, or what was promised.
+    pub value: u64,
+    /// In what.
+    pub unit: String,
+    /// Why it has a budget.
+    pub reason: String,
+    /// Percent by which it may be exceeded.
+    #[serde(default = "tolerance")]
+    pub tolerance_percent: f64,
+}
+
+fn tolerance() -> f64 {
+    TOLERANCE_PERCENT
+}
+
+/// A number that was measured.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Measurement {
+    /// Its name.
+    pub name: String,
+    /// How many.
+    pub value: u64,
+    /// Of what.
+    pub unit: &'static str,
+}
+
+impl Measurement {
+    /// A measurement.
+    pub fn new(name: impl Into<String>, value: u64, unit: &'static str) -> Self {
+        Self { name: name.into(), value, unit }
+    }
+}
+
+/// A measurement beside its budget.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Verdict {
+    /// The measurement's name.
+    pub name: String,
+    /// What was measured.
+    pub value: u64,
+    /// What may be; nothing for what is measured for information only.
+    pub budget: Option<u64>,
+    /// In what.
+    pub unit: String,
+    /// Whether the budget is exceeded by more than its tolerance.
+    pub exceeded: bool,
+}
+
+impl fmt::Display for Verdict {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let budget = self.budget.map_or_else(|| "-".into(), |budget| budget.to_string());
+        write!(f, "{} {} {budget} {}", self.name, self.value, self.unit)
+    }
+}
+
+impl Budgets {
+    /// Reads the file below the repository's root.
+    pub fn read(root: &Path) -> Result<Self, Error> {
+        let path = root.join(FILE);
+        let text = fs::read_to_string(&path).map_err(Error::io("read", &path))?;
+        toml::from_str(&text).map_err(|source| Error::Budget { path, source: Box::new(source) })
+    }
+
+    /// Holds measurements against their budgets.
+    pub fn judge(&self, measurements: &[Measurement]) -> Vec<Verdict> {
+        measurements.iter().map(|measurement| self.verdict(measurement)).collect()
+    }
+
+    /// The budgets that nothing was measured for: a misspelt name must not pass for a number that holds.
+    pub fn unmeasured<'a>(&'a self, measurements: &'a [Measurement]) -> impl Iterator<Item = &'a str> {
+        let names = self.budget.iter().map(|budget| &*budget.name);
+        names.filter(|name| !measurements.iter().any(|measurement| measurement.name == *name))
+    }
+
+    fn verdict(&self, measurement: &Measurement) -> Verdict {
+        let budget = self.budget.iter().find(|budget| budget.name == measurement.name);
+        Verdict {
+            name: measurement.name.clone(),
+            value: measurement.value,
+            budget: budget.map(|budget| budget.value),
+            unit: measurement.unit.into(),
+            exceeded: budget.is_some_and(|budget| {
+                measurement.value as f64 > budget.value as f64 * (1.0 + budget.tolerance_percent / 100.0)
+            }),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn budgets() -> Budgets {
+        toml::from_str(
+            "measured = \"now\"\n[[budget]]\nname = \"a\"\nvalue = 100\nunit = \"x\"\nreason = \"r\"\n\
+             [[budget]]\nname = \"b\"\nvalue = 100\nunit = \"x\"\nreason = \"r\"\ntolerance_percent = 0.0\n",
+        )
+        .unwrap()
+    }
+
+    #[test]
+    fn two_percent_are_forgiven_unless_the_file_says_otherwise() {
+        let exceeded = |name: &str, value| budgets().judge(&[Measurement::new(name, value, "x")])[0].exceeded;
+        assert!(!exceeded("a", 102));
+        assert!(exceeded("a", 103));
+        assert!(exceeded("b", 101));
+        assert!(!exceeded("without a budget", u64::MAX));
+    }
+
+    #[test]
+    fn a_line_is_name_value_budget_unit() {
+        let lines: Vec<String> = budgets()
+            .judge(&[Measurement::new("a", 1, "x"), Measurement::new("c", 2, "y")])
+            .iter()
+            .map(ToString::to_string)
+            .collect();
+        assert_eq!(lines, ["a 1 100 x", "c 2 - y"]);
+    }
+
+    #[test]
+    fn a_budget_without_a_measurement_is_named() {
+        let measurements = [Measurement::new("a", 1, "x")];
+        assert_eq!(budgets().unmeasured(&measurements).collect::<Vec<_>>(), ["b"]);
+    }
+
+    #[test]
+    fn the_file_is_understood() {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+        let budgets = Budgets::read(root).unwrap();
+        assert!(budgets.budget.iter().all(|budget| !budget.reason.is_empty()));
+    }
+}
