@@ -1,1 +1,55 @@
-//! To come.
+//! Many Linux distributions on one kernel in one lightweight utility VM: the host's library.
+//!
+//! A [`Machine`] is the VMM's process and mini-init in the guest. Disks come and go; an [`Archive`] is unpacked onto one
+//! ([`Machine::import`]); a [`Distribution`] is launched from it, and [`Session`]s run in that. Everything is
+//! synchronous; one thread for each connection writes what it hears on one board, and who waits for something waits
+//! there, so that the machine's end ends every wait with its reason.
+//!
+//! ```no_run
+//! use undercroft::{Machine, MachineOptions, NewDisk, Program, Pipes, Archive};
+//! use undercroft_vmm::MachineConfig;
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let machine = Machine::start(MachineOptions {
+//!     vmm: "target/release/undercroft-vmm".into(),
+//!     config: MachineConfig { kernel: "vmlinux".into(), initramfs: Some("initramfs.cpio".into()), ..Default::default() },
+//!     modules_disk: None,
+//!     console_log: None,
+//!     patience: 1,
+//! })?;
+//! let disk = NewDisk::create("debian.ext4".as_ref(), undercroft::disk::DEFAULT_SIZE)?;
+//! let address = machine.attach_disk(disk.file(), false)?;
+//! machine.import(address.clone(), Archive::open("debian.tar".as_ref())?, |_| ())?;
+//! disk.keep()?;
+//! let debian = machine.launch("debian", "debian", address)?;
+//! let output = debian.exec(&Program::new(["cat", "/etc/os-release"]), Pipes::ALL)?.output("")?;
+//! println!("{}", String::from_utf8_lossy(&output.stdout));
+//! machine.power_off(std::time::Duration::from_secs(2));
+//! # Ok(())
+//! # }
+//! ```
+
+mod board;
+mod console;
+pub mod disk;
+mod distribution;
+mod door;
+pub mod error;
+mod guest;
+pub mod import;
+mod machine;
+mod session;
+mod signals;
+mod spawn;
+mod tar_walk;
+pub mod terminal;
+pub mod timeline;
+mod vmm;
+
+pub use disk::NewDisk;
+pub use distribution::{Distribution, Pipes};
+pub use error::{Cause, Ending, Error, Result};
+pub use import::Archive;
+pub use machine::{Machine, MachineOptions, PowerOff, Stopper};
+pub use session::{Control, Input, Output, Program, Session, Streams};
+pub use signals::Signals;
+pub use timeline::Timeline;

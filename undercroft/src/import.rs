@@ -1,0 +1,363 @@
+//! Bringing a root file system's archive into the VM.
+//!
+//! The archive is a tar file, plain or compressed; which of them is decided by its first bytes, never by its name. It
+//! is decompressed here and unpacked in the VM, by mini-init, which has the rights that owners, device nodes and
+//! capabilities want. On the way its headers are followed, so that a file that is no archive, or was cut off, is told
+//! with the place where that shows.
+
+use std::{
+    fs::File,
+    io::{self, BufReader, Read, Seek, Write},
+    net::Shutdown,
+    os::unix::net::UnixStream,
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use undercroft_protocol::command::{Command, DiskAddress, Done, Import, Imported};
+
+use crate::{
+    door::Expected,
+    error::{Error, Result},
+    guest::{Guest, wrong},
+    tar_walk::{TarError, TarWalk},
+};
+
+/// Bytes decompressed at a time.
+const CHUNK: usize = 256 << 10;
+/// How often progress is told.
+const TELL: Duration = Duration::from_millis(200);
+
+/// Why an archive cannot be taken.
+#[derive(Debug, thiserror::Error)]
+pub enum ArchiveError {
+    /// It cannot be read.
+    #[error("cannot read {}", path.display())]
+    Read {
+        /// Which.
+        path: PathBuf,
+        /// What the kernel says.
+        source: io::Error,
+    },
+    /// It has no bytes.
+    #[error("{} is empty: expected a tar archive of a root file system", path.display())]
+    Empty {
+        /// Which.
+        path: PathBuf,
+    },
+    /// It is something else.
+    #[error(
+        "{} is not a tar archive ({format}): expected a root file system as `docker export` or mmdebstrap write it, \
+         plain or compressed with gzip, xz, zstd or bzip2",
+        path.display()
+    )]
+    NotTar {
+        /// Which.
+        path: PathBuf,
+        /// What its first bytes say.
+        format: Format,
+    },
+    /// It ends too early.
+    #[error(
+        "{} was cut off: it ends at byte {at}, in the middle of {}; get it again",
+        path.display(), if entry.is_empty() { "its headers" } else { entry }
+    )]
+    CutOff {
+        /// Which.
+        path: PathBuf,
+        /// The offset in the file as it is, in bytes.
+        at: u64,
+        /// The archive entry that is not whole.
+        entry: String,
+    },
+    /// It is damaged.
+    #[error("{} is damaged near byte {at}: {message}", path.display())]
+    Damaged {
+        /// Which.
+        path: PathBuf,
+        /// The offset in the file as it is, in bytes.
+        at: u64,
+        /// What does not fit.
+        message: String,
+    },
+}
+
+/// How a file is compressed, by its first bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Format {
+    /// Not at all.
+    Plain,
+    /// RFC 1952.
+    Gzip,
+    /// The .xz file format.
+    Xz,
+    /// RFC 8878.
+    Zstd,
+    /// bzip2.
+    Bzip2,
+}
+
+impl std::fmt::Display for Format {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Plain => "not compressed",
+            Self::Gzip => "compressed with gzip",
+            Self::Xz => "compressed with xz",
+            Self::Zstd => "compressed with zstd",
+            Self::Bzip2 => "compressed with bzip2",
+        })
+    }
+}
+
+impl Format {
+    /// What a file begins like.
+    pub fn of(first: &[u8]) -> Self {
+        match first {
+            [0x1f, 0x8b, ..] => Self::Gzip,
+            [0xfd, b'7', b'z', b'X', b'Z', 0, ..] => Self::Xz,
+            // A frame, or a skippable one in front of it (RFC 8878, 3.1).
+            [0x28, 0xb5, 0x2f, 0xfd, ..] | [0x50..=0x5f, 0x2a, 0x4d, 0x18, ..] => Self::Zstd,
+            [b'B', b'Z', b'h', b'1'..=b'9', ..] => Self::Bzip2,
+            _ => Self::Plain,
+        }
+    }
+}
+
+/// How far an import is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Progress {
+    /// Bytes of the archive file read.
+    pub read: u64,
+    /// Its length in bytes.
+    pub total: u64,
+    /// Archive entries that the guest has unpacked.
+    pub entries: u64,
+}
+
+/// An archive file whose beginning was looked at.
+pub struct Archive {
+    path: PathBuf,
+    total: u64,
+    read: Arc<AtomicU64>,
+    format: Format,
+    content: Box<dyn Read + Send>,
+}
+
+impl std::fmt::Debug for Archive {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Archive")
+            .field("path", &self.path)
+            .field("format", &self.format)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Archive {
+    /// Opens an archive, and looks whether it begins like one.
+    pub fn open(path: &Path) -> std::result::Result<Self, ArchiveError> {
+        let mut archive = Self::reader(path)?;
+        let mut block = [0; 512];
+        let have = archive.fill(&mut block)?;
+        let not_tar = || ArchiveError::NotTar { path: path.into(), format: archive.format };
+        if archive.total == 0 {
+            return Err(ArchiveError::Empty { path: path.into() });
+        }
+        if have < block.len() {
+            // Text that is shorter than a header is no archive that was cut off; compressed data may be one.
+            return Err(if archive.format == Format::Plain {
+                not_tar()
+            } else {
+                archive.cut_off(String::new())
+            });
+        }
+        if block.iter().any(|&b| b != 0) && crate::tar_walk::is_header(&block).is_none() {
+            return Err(not_tar());
+        }
+        // From its beginning once more.
+        Self::reader(path)
+    }
+
+    fn reader(path: &Path) -> std::result::Result<Self, ArchiveError> {
+        let failed = |source| ArchiveError::Read { path: path.into(), source };
+        let mut file = File::open(path).map_err(failed)?;
+        let about = file.metadata().map_err(failed)?;
+        if about.is_dir() {
+            return Err(failed(io::ErrorKind::IsADirectory.into()));
+        }
+        let mut first = Vec::new();
+        Read::by_ref(&mut file).take(16).read_to_end(&mut first).map_err(failed)?;
+        file.rewind().map_err(failed)?;
+        let read = Arc::new(AtomicU64::new(0));
+        let counted = BufReader::with_capacity(CHUNK, Counted { inner: file, count: read.clone() });
+        let format = Format::of(&first);
+        let content: Box<dyn Read + Send> = match format {
+            Format::Plain => Box::new(counted),
+            Format::Gzip => Box::new(flate2::bufread::MultiGzDecoder::new(counted)),
+            Format::Xz => Box::new(liblzma::bufread::XzDecoder::new_multi_decoder(counted)),
+            Format::Zstd => Box::new(zstd::stream::read::Decoder::with_buffer(counted).map_err(failed)?),
+            Format::Bzip2 => Box::new(bzip2::bufread::MultiBzDecoder::new(counted)),
+        };
+        Ok(Self { path: path.into(), total: about.len(), read, format, content })
+    }
+
+    /// How it is compressed.
+    pub fn format(&self) -> Format {
+        self.format
+    }
+
+    /// Bytes of the file that were read so far.
+    fn at(&self) -> u64 {
+        self.read.load(Ordering::Relaxed)
+    }
+
+    fn cut_off(&self, entry: String) -> ArchiveError {
+        ArchiveError::CutOff { path: self.path.clone(), at: self.total, entry }
+    }
+
+    /// Reads until the buffer is full or the archive ends.
+    fn fill(&mut self, buffer: &mut [u8]) -> std::result::Result<usize, ArchiveError> {
+        let mut have = 0;
+        while have < buffer.len() {
+            match self.content.read(&mut buffer[have..]) {
+                Ok(0) => break,
+                Ok(n) => have += n,
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) => return Err(self.explain(e)),
+            }
+        }
+        Ok(have)
+    }
+
+    fn explain(&self, error: io::Error) -> ArchiveError {
+        let path = self.path.clone();
+        // A decompressor that fails once the whole file was read wanted more of it.
+        let all_read = self.at() >= self.total;
+        match (self.format, error.kind()) {
+            (Format::Plain, _) => ArchiveError::Read { path, source: error },
+            (_, io::ErrorKind::UnexpectedEof) => self.cut_off(String::new()),
+            (_, io::ErrorKind::Other) if all_read => self.cut_off(String::new()),
+            _ => ArchiveError::Damaged { path, at: self.at(), message: error.to_string() },
+        }
+    }
+
+    /// Copies the archive, checking its structure on the way. `step` is called after each piece, and may stop it.
+    fn copy(
+        &mut self,
+        to: &mut impl Write,
+        mut step: impl FnMut(u64),
+    ) -> std::result::Result<Copied, ArchiveError> {
+        let mut walk = TarWalk::default();
+        let mut buffer = vec![0; CHUNK];
+        let mut outcome = Copied::All;
+        loop {
+            let have = self.fill(&mut buffer).map_err(|error| match error {
+                ArchiveError::CutOff { .. } => self.cut_off(walk.entry()),
+                other => other,
+            })?;
+            step(self.at());
+            let wanted = walk.feed(&buffer[..have]).map_err(|error| self.structure(error))?;
+            if outcome == Copied::All && to.write_all(&buffer[..wanted]).is_err() {
+                // The guest has stopped reading: it says why. What it complains of may be what shows below.
+                outcome = Copied::Refused;
+            }
+            if have < buffer.len() {
+                break;
+            }
+        }
+        walk.end().map_err(|error| self.structure(error))?;
+        Ok(outcome)
+    }
+
+    fn structure(&self, error: TarError) -> ArchiveError {
+        let path = self.path.clone();
+        match error {
+            TarError::CutOff { entry, .. } => self.cut_off(entry),
+            TarError::Damaged { offset, message } => {
+                // In a compressed file the reader's place is as near as one gets.
+                let at = if self.format == Format::Plain { offset } else { self.at() };
+                ArchiveError::Damaged { path, at, message }
+            }
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Copied {
+    All,
+    Refused,
+}
+
+struct Counted<R> {
+    inner: R,
+    count: Arc<AtomicU64>,
+}
+
+impl<R: Read> Read for Counted<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let n = self.inner.read(buffer)?;
+        self.count.fetch_add(n as u64, Ordering::Relaxed);
+        Ok(n)
+    }
+}
+
+pub(crate) fn import(
+    guest: &Guest,
+    disk: DiskAddress,
+    mut archive: Archive,
+    mut progress: impl FnMut(Progress),
+) -> Result<Imported> {
+    let board = &guest.board;
+    board.update(|state| state.import = (0, 0));
+    let expected = Expected::new(board)?;
+    let pending = guest.send(Command::Import(Import { disk, archive: expected.token() }))?;
+    // mini-init may refuse the disk before it asks for the archive.
+    let stream = board.wait("mini-init's request for the archive", Some(guest.limit(30)), |state| {
+        match pending.look("import the archive", state) {
+            Some(Ok(done)) => Some(Err(wrong("import the archive", &done))),
+            Some(Err(error)) => Some(Err(error)),
+            None => expected.take(state).map(Ok),
+        }
+    });
+    let mut stream: UnixStream = stream?;
+    let total = archive.total;
+    let mut told: Option<Instant> = None;
+    let mut tell = |read: u64, force: bool| {
+        if force || told.is_none_or(|at| at.elapsed() >= TELL) {
+            told = Some(Instant::now());
+            progress(Progress { read, total, entries: board.lock().import.0 });
+        }
+    };
+    let copied = archive.copy(&mut stream, |read| tell(read, false));
+    let closed = match copied {
+        Ok(Copied::All) => stream.shutdown(Shutdown::Write),
+        // A broken archive must not look like a whole one that ends here.
+        Ok(Copied::Refused) | Err(_) => stream.shutdown(Shutdown::Both),
+    };
+    if let Err(error) = closed {
+        // The guest hung up first: its answer says why.
+        debug_assert_ne!(error.kind(), io::ErrorKind::InvalidInput);
+    }
+    // Unpacking goes on while the last megabytes are on their way and the disk is flushed: no limit but the machine's.
+    let outcome = loop {
+        match board.wait("the import", Some(TELL), |state| pending.look("import the archive", state)) {
+            Err(Error::Timeout { .. }) => tell(archive.at(), true),
+            other => break other,
+        }
+    };
+    tell(archive.at(), true);
+    match (copied, outcome) {
+        (_, Err(ended @ Error::Ended(_))) => Err(ended),
+        (Err(archive), _) => Err(archive.into()),
+        (Ok(_), Ok(Done::Imported(imported))) => Ok(imported),
+        (Ok(_), Ok(other)) => Err(wrong("import the archive", &other)),
+        (Ok(_), Err(error)) => Err(error),
+    }
+}
+
+#[cfg(test)]
+#[path = "import_tests.rs"]
+mod tests;

@@ -1,0 +1,264 @@
+//! A utility VM: the VMM's process, mini-init in it, and what can be asked of the two.
+
+use std::{
+    collections::BTreeSet,
+    fs::File,
+    os::fd::AsFd,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+use undercroft_protocol::{
+    GUEST_CID,
+    command::{Command, DiskAddress, Done, Imported},
+    opening::GuestHello,
+    port,
+};
+use undercroft_vmm::config::{MachineConfig, Output, VsockConfig};
+
+pub use crate::vmm::Stopper;
+use crate::{
+    board::Board,
+    console::Log,
+    distribution::Distribution,
+    error::{Cause, Ending, Error, Result},
+    guest::{Guest, wrong},
+    import::{Archive, Progress},
+    timeline::Timeline,
+    vmm::Vmm,
+};
+
+/// Logical units of the SCSI controller.
+const LUNS: u16 = 256;
+/// The longest path of a unix socket, in bytes (unix(7), `sun_path` with its final zero).
+const SUN_PATH: usize = 107;
+
+/// What a utility VM is made of.
+#[derive(Debug, Clone)]
+pub struct MachineOptions {
+    /// The `undercroft-vmm` program.
+    pub vmm: PathBuf,
+    /// The machine. Its vsock, SCSI controller, serial output and control descriptor are set by [`Machine::start`].
+    pub config: MachineConfig,
+    /// A disk with the kernel's modules, if it has one.
+    pub modules_disk: Option<PathBuf>,
+    /// Where the guest's console is logged; `None` is a file that goes with the machine.
+    pub console_log: Option<PathBuf>,
+    /// How many times longer than on hardware things may take: 1, or more in a machine made in software.
+    pub patience: u32,
+}
+
+/// A running utility VM. Dropping it kills it; [`power_off`](Self::power_off) is the orderly end.
+#[derive(Debug)]
+pub struct Machine {
+    guest: Arc<Guest>,
+    vmm: Vmm,
+    hello: GuestHello,
+    luns: Mutex<BTreeSet<u16>>,
+    // Last: the sockets and logs in it go after everything that uses them.
+    _directory: tempfile::TempDir,
+}
+
+/// How an orderly end went.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PowerOff {
+    /// What did not go in order, a line each; empty if all did.
+    pub complaints: Vec<String>,
+    /// Whether the VMM had to be killed.
+    pub forced: bool,
+}
+
+impl Machine {
+    /// Starts the VMM and waits until mini-init has said hello.
+    pub fn start(options: MachineOptions) -> Result<Self> {
+        Self::start_with(options, |_| ())
+    }
+
+    /// The same; `running` gets a handle to stop the machine as soon as its process runs.
+    pub fn start_with(options: MachineOptions, running: impl FnOnce(Stopper)) -> Result<Self> {
+        let directory = runtime_directory()?;
+        let lasting = options.console_log.is_some();
+        let path = options.console_log.unwrap_or_else(|| directory.path().join("console.log"));
+        let log = Log { path, lasting };
+        let kept = directory.path();
+        File::create(&log.path).map_err(|source| Error::File {
+            what: "create",
+            path: log.path.clone(),
+            source,
+        })?;
+        let board = Arc::new(Board::new(Some(log.clone())));
+        let socket = kept.join("vsock.sock");
+        let listening = kept.join(format!("vsock.sock_{}", port::UNDERCROFT));
+        let guest = Arc::new(Guest::listen(&listening, board.clone(), options.patience)?);
+
+        let mut config = options.config;
+        config.scsi = true;
+        config.vsock = Some(VsockConfig { cid: GUEST_CID as u32, socket });
+        config.serial = Output::File(log.path);
+        let vmm = Vmm::start(&options.vmm, config, kept.join("vmm.log"), &board)?;
+        running(vmm.stopper());
+        let hello = guest.greet(guest.limit(30))?;
+        let machine = Self { guest, vmm, hello, luns: Mutex::default(), _directory: directory };
+        if let Some(path) = options.modules_disk {
+            let file = File::open(&path).map_err(|source| Error::File { what: "open", path, source })?;
+            let disk = machine.attach_disk(&file, true)?;
+            let limit = machine.guest.limit(30);
+            machine.guest.ask_nothing("use the kernel's modules", Command::Modules { disk }, limit)?;
+        }
+        Ok(machine)
+    }
+
+    /// What mini-init said of itself.
+    pub fn hello(&self) -> &GuestHello {
+        &self.hello
+    }
+
+    /// The VMM's process id, as long as it runs.
+    pub fn vmm_pid(&self) -> Option<u32> {
+        self.vmm.pid()
+    }
+
+    /// A handle to stop it from any thread.
+    pub fn stopper(&self) -> Stopper {
+        self.vmm.stopper()
+    }
+
+    /// Asks mini-init for a sign of life.
+    pub fn ping(&self) -> Result<()> {
+        self.guest.ask_nothing("answer", Command::Ping, self.guest.limit(10))
+    }
+
+    /// Plugs a disk in: a raw file or block device, opened for writing unless it is read-only.
+    pub fn attach_disk(&self, disk: &File, read_only: bool) -> Result<DiskAddress> {
+        let lun = {
+            let mut luns = self.luns.lock().unwrap_or_else(PoisonError::into_inner);
+            let Some(free) = (0..LUNS).find(|lun| !luns.contains(lun)) else {
+                let message = format!("all {LUNS} places for disks are taken");
+                return Err(Error::Vmm { what: "attach a disk", message });
+            };
+            luns.insert(free);
+            free
+        };
+        let free = || {
+            self.luns.lock().unwrap_or_else(PoisonError::into_inner).remove(&lun);
+        };
+        let limit = self.guest.limit(10);
+        self.vmm.attach(lun, read_only, disk.as_fd(), limit).inspect_err(|_| free())?;
+        let address = DiskAddress::Lun(lun);
+        let known =
+            self.guest.ask("find the disk", Command::AttachDisk(address.clone()), Some(self.guest.limit(30)));
+        match known {
+            Ok(Done::Attached { .. }) => Ok(address),
+            Ok(other) => Err(wrong("find the disk", &other)),
+            Err(error) => {
+                // The guest does not know it: taking it away again surprises nobody, and the first error counts.
+                if self.vmm.detach(lun, limit).is_ok() {
+                    free();
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// Unplugs a disk that nothing uses any more; what was written to it is flushed before.
+    pub fn detach_disk(&self, disk: DiskAddress) -> Result<()> {
+        let limit = self.guest.limit(30);
+        self.guest.ask_nothing("let go of the disk", Command::DetachDisk(disk.clone()), limit)?;
+        if let DiskAddress::Lun(lun) = disk {
+            self.vmm.detach(lun, limit)?;
+            self.luns.lock().unwrap_or_else(PoisonError::into_inner).remove(&lun);
+        }
+        Ok(())
+    }
+
+    /// Unpacks an archive onto an empty file system; `progress` is called a few times a second.
+    pub fn import(
+        &self,
+        disk: DiskAddress,
+        archive: Archive,
+        progress: impl FnMut(Progress),
+    ) -> Result<Imported> {
+        crate::import::import(&self.guest, disk, archive, progress)
+    }
+
+    /// Starts a distribution from its own disk, and waits until it takes sessions.
+    pub fn launch(&self, name: &str, hostname: &str, disk: DiskAddress) -> Result<Distribution> {
+        Distribution::launch(&self.guest, name, hostname, disk)
+    }
+
+    /// What the guest warned of since the last call, a line each.
+    pub fn warnings(&self) -> Vec<String> {
+        self.guest.board.update(|state| std::mem::take(&mut state.warnings))
+    }
+
+    /// Where the time went so far.
+    pub fn timeline(&self) -> Timeline {
+        Timeline::new(&self.guest.board.lock().marks)
+    }
+
+    /// How the machine ended, if it has.
+    pub fn end(&self) -> Option<Ending> {
+        self.guest.board.lock().ended.clone()
+    }
+
+    /// Waits for the machine's end, which nobody asked for.
+    pub fn wait(&self) -> Ending {
+        loop {
+            match self.guest.board.wait::<()>("the machine's end", None, |_| None) {
+                Err(Error::Ended(ending)) => return *ending,
+                // A lost connection is not the end yet.
+                _ => std::thread::sleep(Duration::from_millis(50)),
+            }
+        }
+    }
+
+    /// Stops every distribution (each gets the grace time to end by itself), unmounts, and powers off. What does not
+    /// end in time is killed.
+    pub fn power_off(mut self, grace: Duration) -> PowerOff {
+        let grace_ms = u32::try_from(grace.as_millis()).unwrap_or(u32::MAX);
+        let limit = self.guest.limit(10);
+        let asked = self.guest.ask("power off", Command::PowerOff { grace_ms }, Some(grace + limit));
+        let (mut complaints, patience) = match asked {
+            Ok(Done::Stopped { complaints }) => (complaints, limit),
+            Ok(other) => (vec![wrong("power off", &other).to_string()], limit),
+            // The power may be off before the reply was read.
+            Err(Error::Ended(ending)) if ending.cause == Cause::PowerOff => (Vec::new(), limit),
+            Err(error) => (vec![error.to_string()], Duration::ZERO),
+        };
+        let forced = !self.ended_within(patience);
+        self.vmm.kill();
+        self.guest.hang_up();
+        match self.end() {
+            Some(ending) if !forced && ending.cause != Cause::PowerOff => complaints.push(ending.to_string()),
+            _ => {}
+        }
+        PowerOff { complaints, forced }
+    }
+
+    /// Whether the process ends in time. The guest's connections end earlier and tell nothing.
+    fn ended_within(&self, limit: Duration) -> bool {
+        let deadline = Instant::now() + limit;
+        while self.vmm.pid().is_some() {
+            if Instant::now() >= deadline {
+                return false;
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        true
+    }
+}
+
+/// A private directory for sockets, short enough for their paths.
+fn runtime_directory() -> Result<tempfile::TempDir> {
+    let runtime = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from).filter(|path| path.is_absolute());
+    let make = |base: &Path| tempfile::Builder::new().prefix("undercroft-").tempdir_in(base);
+    let long_enough = "vsock.sock_4294967295".len() + 1;
+    if let Some(directory) = runtime.and_then(|base| make(&base).ok())
+        && directory.path().as_os_str().len() + long_enough <= SUN_PATH
+    {
+        return Ok(directory);
+    }
+    let base = Path::new("/tmp");
+    make(base).map_err(|source| Error::File { what: "make a directory in", path: base.into(), source })
+}

@@ -1,0 +1,44 @@
+//! Starting the VMM: the one place of this crate that needs `unsafe`, for what happens between fork and exec.
+
+#![allow(unsafe_code)]
+
+use std::{
+    io,
+    os::{
+        fd::{BorrowedFd, RawFd},
+        unix::process::CommandExt,
+    },
+    process::Command,
+};
+
+use nix::{
+    fcntl::{FcntlArg, FdFlag, fcntl},
+    sys::signal::{SigSet, SigmaskHow, Signal, sigprocmask},
+};
+use rustix::process::Pid;
+
+/// Lets the program keep these file descriptors, be killed when the thread that starts it ends, and begin with no
+/// signal blocked. The descriptors must stay open until it has been started.
+pub(crate) fn prepare(command: &mut Command, keep: Vec<RawFd>) {
+    let parent = rustix::process::getpid();
+    let after_fork = move || after_fork(&keep, parent);
+    // SAFETY: the closure runs in the child between fork and exec, where only async-signal-safe functions may be
+    // called: it makes the system calls fcntl, prctl, getppid and rt_sigprocmask, and touches no lock and no heap
+    // (its vector is only read). The raw descriptors are open, as this function's caller guarantees.
+    unsafe { command.pre_exec(after_fork) };
+}
+
+fn after_fork(keep: &[RawFd], parent: Pid) -> io::Result<()> {
+    for &fd in keep {
+        // SAFETY: the caller of `prepare` keeps it open until the program runs; this is a copy of its table.
+        let fd = unsafe { BorrowedFd::borrow_raw(fd) };
+        fcntl(fd, FcntlArg::F_SETFD(FdFlag::empty()))?;
+    }
+    sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None)?;
+    nix::sys::prctl::set_pdeathsig(Signal::SIGKILL)?;
+    // The parent may have died before the kernel knew that it matters.
+    if rustix::process::getppid() != Some(parent) {
+        return Err(io::ErrorKind::NotConnected.into());
+    }
+    Ok(())
+}

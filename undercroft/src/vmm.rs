@@ -1,0 +1,300 @@
+//! The VMM's process and its control socket.
+
+use std::{
+    fs::File,
+    io::{self, BufRead, BufReader, IoSlice, Write},
+    os::{
+        fd::{AsRawFd, BorrowedFd},
+        unix::{net::UnixStream, process::ExitStatusExt},
+    },
+    path::{Path, PathBuf},
+    process::{Command, ExitStatus, Stdio},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+        mpsc,
+    },
+    time::Duration,
+};
+
+use nix::sys::{
+    signal::{Signal, kill},
+    socket::{ControlMessage, MsgFlags, sendmsg},
+};
+use serde_json::{Value, json};
+use undercroft_protocol::opening::Mark;
+use undercroft_vmm::MachineConfig;
+
+use crate::{
+    board::Board,
+    console::last_lines,
+    error::{Cause, Ending, Error, Result},
+    guest::spawn,
+};
+
+/// The longest line that the VMM may write on its control socket, in bytes.
+const LINE: usize = 1 << 20;
+
+/// A running VMM.
+#[derive(Debug)]
+pub(crate) struct Vmm {
+    board: Arc<Board>,
+    process: Arc<Process>,
+    control: Mutex<UnixStream>,
+    next: AtomicU64,
+    waiter: Option<std::thread::JoinHandle<()>>,
+}
+
+/// The process, as long as it may be signalled: its number is its own until it has been waited for.
+#[derive(Debug)]
+struct Process {
+    pid: Mutex<Option<nix::unistd::Pid>>,
+    why: Mutex<Option<Cause>>,
+}
+
+impl Process {
+    fn kill(&self, why: Cause) {
+        let pid = self.pid.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(pid) = *pid {
+            self.why.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(why);
+            // It may be a zombie already.
+            let _ = kill(pid, Signal::SIGKILL);
+        }
+    }
+}
+
+/// Kills a machine from any thread.
+#[derive(Debug, Clone)]
+pub struct Stopper(Arc<Process>);
+
+impl Stopper {
+    /// Ends the machine at once; what waits for it is told that this signal did.
+    pub fn interrupt(&self, signal: i32) {
+        self.0.kill(Cause::Interrupted(signal));
+    }
+}
+
+impl Vmm {
+    /// Starts the program with this configuration; `messages` is where its standard error goes.
+    pub(crate) fn start(
+        program: &Path,
+        mut config: MachineConfig,
+        messages: PathBuf,
+        board: &Arc<Board>,
+    ) -> Result<Self> {
+        let failed = |what| move |source| Error::System { what, source };
+        let (control, theirs) = UnixStream::pair().map_err(failed("make the VMM's control socket"))?;
+        let (config_reader, mut config_writer) = io::pipe().map_err(failed("make a pipe"))?;
+        config.control_fd = Some(theirs.as_raw_fd());
+        let text = serde_json::to_vec(&config).map_err(|e| Error::System {
+            what: "write down the machine's configuration",
+            source: e.into(),
+        })?;
+        let log = File::create(&messages).map_err(|source| Error::File {
+            what: "create",
+            path: messages.clone(),
+            source,
+        })?;
+        let mut command = Command::new(program);
+        command
+            .arg("--config-fd")
+            .arg(config_reader.as_raw_fd().to_string())
+            .env_clear()
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log);
+        for name in ["RUST_BACKTRACE", "LLVM_PROFILE_FILE"] {
+            if let Some(value) = std::env::var_os(name) {
+                command.env(name, value);
+            }
+        }
+        // Out of the terminal's foreground group: Ctrl-C is not for it.
+        std::os::unix::process::CommandExt::process_group(&mut command, 0);
+        crate::spawn::prepare(&mut command, vec![config_reader.as_raw_fd(), theirs.as_raw_fd()]);
+
+        // The thread that starts the VMM also waits for it: its death is the VMM's (PR_SET_PDEATHSIG).
+        let process = Arc::new(Process { pid: Mutex::new(None), why: Mutex::new(None) });
+        let (started, start) = mpsc::channel();
+        let (shared, told) = (process.clone(), board.clone());
+        let waiter = spawn("vmm process", move || {
+            let child = command.spawn();
+            // Only the VMM itself holds its ends now: when it dies, this side sees the end.
+            drop((config_reader, theirs, command));
+            let mut child = match child {
+                Ok(child) => child,
+                Err(error) => return drop(started.send(Err(error))),
+            };
+            let pid = nix::unistd::Pid::from_raw(child.id() as i32);
+            *shared.pid.lock().unwrap_or_else(PoisonError::into_inner) = Some(pid);
+            let waits = started.send(Ok(()));
+            debug_assert!(waits.is_ok(), "the starting thread waits for this");
+            // First without reaping, so that the number cannot become another process's while it is being killed.
+            let flags = nix::sys::wait::WaitPidFlag::WEXITED | nix::sys::wait::WaitPidFlag::WNOWAIT;
+            while nix::sys::wait::waitid(nix::sys::wait::Id::Pid(pid), flags) == Err(nix::errno::Errno::EINTR)
+            {
+            }
+            *shared.pid.lock().unwrap_or_else(PoisonError::into_inner) = None;
+            let status = child.wait();
+            let why = shared.why.lock().unwrap_or_else(PoisonError::into_inner).take();
+            let console = told.console();
+            told.update(|state| {
+                let said = state.vmm_end.take();
+                let cause = why.unwrap_or_else(|| cause(status, said, &messages));
+                state.ended = Some(Ending { cause, console });
+            });
+        })?;
+        match start.recv() {
+            Ok(Ok(())) => {}
+            Ok(Err(source)) => return Err(Error::File { what: "execute", path: program.into(), source }),
+            Err(_) => return Err(failed("start the VMM")(io::ErrorKind::Other.into())),
+        }
+        // A VMM that died already says so by its end, not by this broken pipe.
+        let _ = config_writer.write_all(&text);
+        drop(config_writer);
+        let reader = control.try_clone().map_err(failed("read the VMM's control socket"))?;
+        let told = board.clone();
+        spawn("vmm control", move || read_control(reader, &told))?;
+        Ok(Self {
+            board: board.clone(),
+            process,
+            control: Mutex::new(control),
+            next: AtomicU64::new(1),
+            waiter: Some(waiter),
+        })
+    }
+
+    pub(crate) fn stopper(&self) -> Stopper {
+        Stopper(self.process.clone())
+    }
+
+    /// Process id, as long as it runs.
+    pub(crate) fn pid(&self) -> Option<u32> {
+        self.process.pid.lock().unwrap_or_else(PoisonError::into_inner).map(|pid| pid.as_raw() as u32)
+    }
+
+    pub(crate) fn attach(
+        &self,
+        lun: u16,
+        read_only: bool,
+        disk: BorrowedFd<'_>,
+        limit: Duration,
+    ) -> Result<()> {
+        let what = json!({"attach": {"lun": lun, "read_only": read_only}});
+        self.ask("attach a disk", &what, Some(disk), limit)
+    }
+
+    pub(crate) fn detach(&self, lun: u16, limit: Duration) -> Result<()> {
+        self.ask("detach a disk", &json!({"detach": {"lun": lun}}), None, limit)
+    }
+
+    fn ask(
+        &self,
+        what: &'static str,
+        request: &Value,
+        fd: Option<BorrowedFd<'_>>,
+        limit: Duration,
+    ) -> Result<()> {
+        let id = self.next.fetch_add(1, Ordering::Relaxed);
+        let mut line = json!({"id": id, "do": request}).to_string();
+        line.push('\n');
+        self.board.update(|state| state.vmm_replies.insert(id, None));
+        {
+            let mut control = self.control.lock().unwrap_or_else(PoisonError::into_inner);
+            // A VMM that is gone says so by its end.
+            let _ = send(&mut control, line.as_bytes(), fd);
+        }
+        let answer = self.board.wait("an answer of the VMM", Some(limit), |state| {
+            let answer = state.vmm_replies.get_mut(&id)?.take()?;
+            Some(answer.map_err(|message| Error::Vmm { what, message }))
+        });
+        self.board.lock().vmm_replies.remove(&id);
+        answer
+    }
+
+    /// Kills it, if it still runs, and waits for its end.
+    pub(crate) fn kill(&mut self) {
+        self.process.kill(Cause::Stopped);
+        if let Some(waiter) = self.waiter.take() {
+            // A waiter that panicked has said so already.
+            let _ = waiter.join();
+        }
+    }
+}
+
+impl Drop for Vmm {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+/// Sends a line, and the descriptor with its first byte.
+fn send(control: &mut UnixStream, line: &[u8], fd: Option<BorrowedFd<'_>>) -> io::Result<()> {
+    let Some(fd) = fd else { return control.write_all(line) };
+    let fds = [fd.as_raw_fd()];
+    let sent = sendmsg::<()>(
+        control.as_raw_fd(),
+        &[IoSlice::new(line)],
+        &[ControlMessage::ScmRights(&fds)],
+        MsgFlags::MSG_NOSIGNAL,
+        None,
+    )?;
+    control.write_all(&line[sent..])
+}
+
+/// Why the VMM ended, from its exit status, what it said on the control socket, and its standard error.
+fn cause(status: io::Result<ExitStatus>, said: Option<Cause>, messages: &Path) -> Cause {
+    let status = match status {
+        Ok(status) => status,
+        Err(error) => return Cause::Vmm(format!("the VMM cannot be waited for: {error}")),
+    };
+    if let Some(signal) = status.signal() {
+        return Cause::Killed(signal);
+    }
+    let words = || last_lines(messages, 2).join("; ");
+    match (status.code().unwrap_or(-1), said) {
+        (0 | 3..=6, Some(said)) => said,
+        (0, None) => Cause::PowerOff,
+        (3, None) => Cause::Reset,
+        (4, None) => Cause::GuestPanic(String::new()),
+        (5, None) => Cause::TripleFault,
+        (6, None) => Cause::Internal(words()),
+        _ => Cause::Vmm(words()),
+    }
+}
+
+fn read_control(control: UnixStream, board: &Board) {
+    let mut reader = BufReader::new(control);
+    loop {
+        let mut line = Vec::new();
+        match io::Read::take(&mut reader, LINE as u64).read_until(b'\n', &mut line) {
+            Ok(n) if n > 0 && line.ends_with(b"\n") => {}
+            // Its end; the thread that waits for the process tells.
+            _ => return,
+        }
+        if let Ok(message) = serde_json::from_slice::<Value>(&line) {
+            hear(&message, board);
+        }
+    }
+}
+
+fn hear(message: &Value, board: &Board) {
+    if let Some(id) = message.get("id").and_then(Value::as_u64) {
+        let outcome = match message.get("error") {
+            Some(error) => Err(error.as_str().map_or_else(|| error.to_string(), String::from)),
+            None => Ok(()),
+        };
+        return board.update(|state| {
+            if let Some(place @ None) = state.vmm_replies.get_mut(&id) {
+                *place = Some(outcome);
+            }
+        });
+    }
+    let Some(event) = message.get("event") else { return };
+    if let Some(Value::Object(moments)) = event.get("started") {
+        let marks = moments.iter().filter_map(|(name, at)| {
+            let mark = Mark { name: name.replace('_', " "), boottime_ns: 0, realtime_ns: at.as_u64()? };
+            Some(("vmm", mark))
+        });
+        board.update(|state| state.marks.extend(marks));
+    }
+}
