@@ -10,6 +10,7 @@ pub mod end;
 pub mod kvm;
 pub mod machine;
 pub mod memory;
+pub mod probe;
 pub mod vcpu;
 pub mod virtio;
 

@@ -1,0 +1,219 @@
+//! Frames from clients to the agent and back: one command a client, renumbered, nothing refused.
+
+use std::collections::BTreeMap;
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixListener;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signalfd::SignalFd;
+
+use undercroft_lab::launch::{CONSOLE, Launch};
+use undercroft_lab::pump::{Pump, PumpError};
+use undercroft_lab::wire::{Frame, Message, Payload, Report, VERSION};
+
+/// Why a turn was the last one; or that a signal came, which is for the caller.
+pub(crate) enum Over {
+    /// The signalfd has something.
+    Signals,
+    /// No client for the idle time, or the last one left a lab that is replaced.
+    Idle,
+    /// A client asked for the end.
+    Asked,
+    /// The agent's connection failed.
+    Broken(PumpError),
+}
+
+/// A client's connection.
+struct Client {
+    pump: Pump,
+    greeted: bool,
+    /// It has a command, which has not ended.
+    runs: bool,
+    /// To be closed when everything is written.
+    leaving: bool,
+}
+
+/// All connections.
+pub(crate) struct Relay {
+    agent: Pump,
+    listener: UnixListener,
+    /// By the number that the agent knows the client's command by.
+    clients: BTreeMap<u32, Client>,
+    next: u32,
+    identity: String,
+    idle: Duration,
+    last_used: Instant,
+    retired: bool,
+    report: Report,
+    begun: Instant,
+}
+
+impl Relay {
+    pub(crate) fn new(
+        agent: Pump,
+        listener: UnixListener,
+        launch: &Launch,
+        qemu: i32,
+        begun: Instant,
+    ) -> Result<Self, PumpError> {
+        listener.set_nonblocking(true)?;
+        let report = Report {
+            qemu,
+            broker: std::process::id() as i32,
+            ready_ms: begun.elapsed().as_millis() as u64,
+            up_seconds: 0,
+            commands: 0,
+            started: 0,
+            console: PathBuf::from(&launch.folder).join(CONSOLE),
+        };
+        Ok(Relay {
+            agent,
+            listener,
+            clients: BTreeMap::new(),
+            next: 1,
+            identity: launch.identity.clone(),
+            idle: Duration::from_secs(launch.idle_seconds),
+            last_used: Instant::now(),
+            retired: false,
+            report,
+            begun,
+        })
+    }
+
+    /// Waits for something to happen, and hands on what came.
+    pub(crate) fn turn(&mut self, signals: &SignalFd) -> Result<(), Over> {
+        let timeout = self.time_left()?;
+        let mut fds = vec![
+            PollFd::new(self.agent.as_fd(), interest(&self.agent)),
+            PollFd::new(self.listener.as_fd(), PollFlags::POLLIN),
+            PollFd::new(signals.as_fd(), PollFlags::POLLIN),
+        ];
+        let numbers: Vec<u32> = self.clients.keys().copied().collect();
+        fds.extend(self.clients.values().map(|c| PollFd::new(c.pump.as_fd(), interest(&c.pump))));
+        match poll(&mut fds, timeout) {
+            Ok(_) | Err(nix::errno::Errno::EINTR) => {}
+            Err(e) => return Err(Over::Broken(std::io::Error::from(e).into())),
+        }
+        let happened: Vec<bool> = fds.iter().map(|f| f.revents().is_some_and(|r| !r.is_empty())).collect();
+        if happened[0] {
+            self.from_agent().map_err(Over::Broken)?;
+        }
+        if happened[1] {
+            self.accept();
+        }
+        for (&number, _) in numbers.iter().zip(&happened[3..]).filter(|(_, h)| **h) {
+            self.from_client(number)?;
+        }
+        self.agent.flush().map_err(Over::Broken)?;
+        let gone: Vec<u32> = self
+            .clients
+            .iter_mut()
+            .filter_map(|(&n, c)| {
+                (c.pump.flush().is_err() || c.leaving && c.pump.pending() == 0).then_some(n)
+            })
+            .collect();
+        for number in gone {
+            self.forget(number);
+        }
+        if happened[2] { Err(Over::Signals) } else { Ok(()) }
+    }
+
+    /// How long to wait for a client.
+    fn time_left(&self) -> Result<PollTimeout, Over> {
+        if !self.clients.is_empty() {
+            return Ok(PollTimeout::NONE);
+        }
+        let left =
+            self.idle.checked_sub(self.last_used.elapsed()).filter(|_| !self.retired).ok_or(Over::Idle)?;
+        Ok(PollTimeout::try_from(left + Duration::from_millis(1)).unwrap_or(PollTimeout::MAX))
+    }
+
+    fn accept(&mut self) {
+        while let Ok((stream, _)) = self.listener.accept() {
+            if let Ok(pump) = Pump::new(stream.into()) {
+                let client = Client { pump, greeted: false, runs: false, leaving: false };
+                self.clients.insert(self.next, client);
+                self.next += 1;
+            }
+        }
+    }
+
+    fn from_agent(&mut self) -> Result<(), PumpError> {
+        if !self.agent.fill(1 << 20)? {
+            return Err(std::io::Error::from(std::io::ErrorKind::UnexpectedEof).into());
+        }
+        while let Some(frame) = self.agent.next()? {
+            // None is a client that has gone while its command was being killed.
+            let Some(client) = self.clients.get_mut(&frame.channel) else { continue };
+            if let Payload::Message(Message::Ended(_) | Message::Refused(_)) = frame.payload {
+                client.leaving = true;
+                client.runs = false;
+            }
+            client.pump.queue(&Frame { channel: 1, payload: frame.payload });
+        }
+        Ok(())
+    }
+
+    fn from_client(&mut self, number: u32) -> Result<(), Over> {
+        let Some(client) = self.clients.get_mut(&number) else { return Ok(()) };
+        let open = client.pump.fill(1 << 20).unwrap_or(false);
+        loop {
+            let Some(client) = self.clients.get_mut(&number) else { return Ok(()) };
+            match client.pump.next() {
+                Ok(Some(frame)) => self.obey(number, frame)?,
+                Ok(None) if open => return Ok(()),
+                Ok(None) | Err(_) => {
+                    self.forget(number);
+                    return Ok(());
+                }
+            }
+        }
+    }
+
+    fn obey(&mut self, number: u32, frame: Frame) -> Result<(), Over> {
+        let commands = self.clients.values().filter(|c| c.runs).count() as u32;
+        let Some(client) = self.clients.get_mut(&number) else { return Ok(()) };
+        match frame.payload {
+            Payload::Message(Message::Hello { .. }) => {
+                client.greeted = true;
+                client.pump.say(0, Message::Hello { version: VERSION, name: self.identity.clone() });
+            }
+            // Before any hello, so that every version of a client can end every version of a lab.
+            Payload::Message(Message::Down) => return Err(Over::Asked),
+            Payload::Message(Message::Retire) => self.retired = true,
+            Payload::Message(Message::Status) => {
+                let up_seconds = self.begun.elapsed().as_secs();
+                client.pump.say(0, Message::Report(Report { up_seconds, commands, ..self.report.clone() }));
+            }
+            payload if client.greeted && !client.leaving => {
+                if let Payload::Message(Message::Start(_)) = payload {
+                    if client.runs {
+                        return Ok(());
+                    }
+                    client.runs = true;
+                    self.report.started += 1;
+                }
+                self.agent.queue(&Frame { channel: number, payload });
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn forget(&mut self, number: u32) {
+        if let Some(client) = self.clients.remove(&number) {
+            if client.runs {
+                self.agent.say(number, Message::Abandon);
+            }
+            if client.greeted {
+                self.last_used = Instant::now();
+            }
+        }
+    }
+}
+
+fn interest(pump: &Pump) -> PollFlags {
+    if pump.pending() > 0 { PollFlags::POLLIN | PollFlags::POLLOUT } else { PollFlags::POLLIN }
+}

@@ -1,0 +1,117 @@
+//! The programs that run in guests: static, built by cargo with the `guest` profile into a target directory of their own,
+//! so that they neither wait for the workspace's build nor disturb it.
+
+use std::io;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+
+const TARGET: &str = "x86_64-unknown-linux-gnu";
+
+/// Why the guests' programs are not there.
+#[derive(Debug, thiserror::Error)]
+pub enum BuildError {
+    /// Cargo could not be started.
+    #[error("cargo could not be started")]
+    Cargo(#[source] io::Error),
+    /// Cargo failed, and has said why.
+    #[error("cargo could not build {packages}:\n{said}")]
+    Failed {
+        /// What was to be built.
+        packages: String,
+        /// Cargo's stderr.
+        said: String,
+    },
+    /// In the lab nothing is built: it would take minutes.
+    #[error("{} is missing, and nothing is built in the lab: `cargo xtask test` builds it on the host first", path.display())]
+    Missing {
+        /// The program.
+        path: PathBuf,
+    },
+}
+
+/// The two inits.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Guest {
+    /// PID 1 of the utility VM.
+    pub mini_init: PathBuf,
+    /// PID 1 of each distribution.
+    pub init: PathBuf,
+}
+
+/// The inits, built if their sources have changed. The same sources give the same bytes, whatever the clone's path.
+pub fn build() -> Result<Guest, BuildError> {
+    let [mini_init, init] = programs(["undercroft-mini-init", "undercroft-init"])?;
+    Ok(Guest { mini_init, init })
+}
+
+/// The lab's program, likewise.
+pub(crate) fn lab_program() -> Result<PathBuf, BuildError> {
+    let [lab] = programs(["undercroft-lab"])?;
+    Ok(lab)
+}
+
+/// Cargo's target directory for this workspace.
+pub fn target() -> PathBuf {
+    match std::env::var_os("CARGO_TARGET_DIR").map(PathBuf::from) {
+        Some(target) if target.is_absolute() => target,
+        _ => workspace().join("target"),
+    }
+}
+
+fn workspace() -> PathBuf {
+    let harness = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+    harness.parent().unwrap_or(harness).to_path_buf()
+}
+
+/// The programs of these packages, which have the packages' names.
+fn programs<const N: usize>(packages: [&str; N]) -> Result<[PathBuf; N], BuildError> {
+    let target = target().join("guest");
+    let paths = packages.map(|package| target.join(TARGET).join("guest").join(package));
+    if crate::lab::inside() {
+        return match paths.iter().find(|path| !path.exists()) {
+            None => Ok(paths),
+            Some(path) => Err(BuildError::Missing { path: path.clone() }),
+        };
+    }
+    let mut command = cargo();
+    command.args(["build", "--quiet", "--profile", "guest", "--target", TARGET, "--target-dir"]).arg(&target);
+    for package in packages {
+        command.args(["--package", package]);
+    }
+    let output = command.output().map_err(BuildError::Cargo)?;
+    if output.status.success() {
+        return Ok(paths);
+    }
+    let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+    Err(BuildError::Failed { packages: packages.join(" and "), said })
+}
+
+/// Cargo with nothing of the environment that would change what it makes.
+fn cargo() -> Command {
+    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    for (name, _) in std::env::vars_os() {
+        let name = name.to_string_lossy();
+        let changes = name.starts_with("CARGO_PROFILE_")
+            || name.starts_with("CARGO_TARGET_")
+            || name.starts_with("CARGO_BUILD_")
+            || name.starts_with("CARGO_PKG_")
+            || matches!(
+                &*name,
+                "RUSTFLAGS" | "CARGO_ENCODED_RUSTFLAGS" | "CARGO_INCREMENTAL" | "CARGO_MANIFEST_DIR"
+            );
+        if changes {
+            command.env_remove(&*name);
+        }
+    }
+    let workspace = workspace();
+    let mut flags = vec!["-Ctarget-feature=+crt-static".to_owned()];
+    flags.push(format!("--remap-path-prefix={}=/undercroft", workspace.display()));
+    let home = std::env::var_os("CARGO_HOME")
+        .map(PathBuf::from)
+        .or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".cargo")));
+    if let Some(home) = home {
+        flags.push(format!("--remap-path-prefix={}=/cargo", home.display()));
+    }
+    command.env("CARGO_ENCODED_RUSTFLAGS", flags.join("\x1f")).current_dir(workspace).stdin(Stdio::null());
+    command
+}
