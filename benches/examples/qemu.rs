@@ -1,10 +1,11 @@
 //! QEMU's microvm on the ruler: what others take for the same boot.
 //!
-//!     cargo run --release -p undercroft-benches --example qemu -- VMLINUX INITRAMFS
+//!     cargo run -p undercroft-benches --example qemu -- VMLINUX INITRAMFS [PARAMETERS [QEMU-ARGUMENT …]]
 //!
-//! The initramfs's `/init` must end the machine by a reset.
+//! The initramfs's `/init` must end the machine by a reset. Kernel parameters and arguments of QEMU's that are given come
+//! behind the others: so one can see what a device costs the guest.
 
-use std::{error::Error, path::PathBuf};
+use std::error::Error;
 
 use undercroft_benches::{archive::Archive, tools};
 use undercroft_ruler_runner::{Run, Until};
@@ -15,8 +16,12 @@ const COMMAND_LINE: &str = "console=ttyS0 quiet panic=-1 reboot=t no_timer_check
     initcall_blacklist=trace_eval_init";
 
 fn main() -> Result<(), Box<dyn Error>> {
-    let paths: Vec<PathBuf> = std::env::args_os().skip(1).map(PathBuf::from).collect();
-    let [kernel, initramfs] = &paths[..] else { return Err("expected: VMLINUX INITRAMFS".into()) };
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let [kernel, initramfs, more @ ..] = &arguments[..] else {
+        return Err("expected: VMLINUX INITRAMFS".into());
+    };
+    let (parameters, more) = more.split_first().map_or(("", more), |(first, rest)| (first.as_str(), rest));
+    let command_line = format!("{COMMAND_LINE} {parameters}");
     let mut archive = Archive::default();
     archive.program(QEMU.as_ref(), QEMU)?;
     for file in [FIRMWARE, "/usr/share/qemu/linuxboot_dma.bin", "/usr/share/qemu/pvh.bin"] {
@@ -24,7 +29,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     }
     archive.copy(kernel, "/vmlinux");
     archive.copy(initramfs, "/guest");
-    let arguments = [
+    let program = [
         QEMU,
         "-accel",
         "kvm",
@@ -48,11 +53,11 @@ fn main() -> Result<(), Box<dyn Error>> {
         "-initrd",
         "/guest",
         "-append",
-        COMMAND_LINE,
+        &command_line,
     ];
     let run = Run {
         name: "qemu".into(),
-        program: arguments.map(String::from).into(),
+        program: program.into_iter().map(String::from).chain(more.iter().cloned()).collect(),
         repetitions: 3,
         until: Until::Exit,
         limit_seconds: 60,
@@ -61,7 +66,14 @@ fn main() -> Result<(), Box<dyn Error>> {
     let work = std::env::temp_dir().join("undercroft-ruler-qemu");
     std::fs::create_dir_all(&work)?;
     for repetition in tools::machine()?.measure(archive, vec![run], &work)? {
-        println!("{repetition:#?}");
+        let Some(counts) = repetition.span.guest_user else { return Err("the guest ran no program".into()) };
+        println!(
+            "{}: kernel {} entries {} total {}",
+            repetition.repetition,
+            counts.l2(),
+            counts.vmruns,
+            counts.total()
+        );
     }
     Ok(())
 }
