@@ -1,0 +1,77 @@
+//! What guest tests need and cannot make where they run: kernels, guest binaries, distributions. Prepared once, outside
+//! the lab, and named to the tests by a file.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+    sync::OnceLock,
+};
+
+use serde::{Deserialize, Serialize};
+use undercroft_kernel_config::Kernel;
+
+use crate::{archive::Archive, debian, guest};
+
+/// The environment variable that names the file which [`Suite::write`] wrote.
+pub const SET: &str = "UNDERCROFT_TEST_SUITE";
+/// The environment variable that names the file for [results](crate::outcome::Record).
+pub const RESULTS: &str = "UNDERCROFT_RESULTS";
+
+/// Everything that guest tests start from.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Suite {
+    /// A distribution's stock kernel.
+    pub stock: Kernel,
+    /// Ours.
+    pub tuned: Kernel,
+    /// The guest's static binaries.
+    pub guest: guest::Binaries,
+    /// The `undercroft-vmm` binary.
+    pub vmm: PathBuf,
+    /// A busybox distribution, as a tar.
+    pub busybox: PathBuf,
+    /// A Debian 12, as a tar.
+    pub debian: PathBuf,
+    /// A folder for what a test keeps (logs); exists.
+    pub logs: PathBuf,
+}
+
+impl Suite {
+    /// Makes or finds all of it; `say` gets a line for each part that takes long.
+    ///
+    /// # Errors
+    /// The first part that cannot be had.
+    pub fn prepare(mut say: impl FnMut(&str)) -> Result<Self, Box<dyn std::error::Error + Send + Sync>> {
+        let target = guest::target_dir();
+        let logs = target.join("guest-logs");
+        fs::create_dir_all(&logs)?;
+        let busybox = target.join("busybox.tar");
+        Archive::busybox("for tests")?.write(&busybox)?;
+        say("the stock kernel");
+        let stock = undercroft_kernel_config::stock()?;
+        say("the tuned kernel");
+        let tuned = undercroft_kernel_config::tuned(&Default::default(), &mut |p| say(&p.to_string()))?;
+        say("Debian 12's root file system");
+        let debian = debian::tar(&debian::Release::Bookworm, &mut say)?;
+        Ok(Self { stock, tuned, guest: guest::build()?, vmm: guest::vmm()?, busybox, debian, logs })
+    }
+
+    /// Writes it for [`Suite::get`].
+    pub fn write(&self, path: &Path) -> io::Result<()> {
+        fs::write(path, serde_json::to_vec_pretty(self)?)
+    }
+
+    /// The suite that [`SET`] names, or `None` with the reason, for a skip.
+    pub fn get() -> Result<&'static Self, String> {
+        static SUITE: OnceLock<Result<Suite, String>> = OnceLock::new();
+        SUITE
+            .get_or_init(|| {
+                let path = std::env::var_os(SET)
+                    .ok_or("guest tests run by `cargo xtask test --only guests`, which prepares what they boot")?;
+                let bytes = fs::read(&path).map_err(|e| format!("{}: {e}", path.to_string_lossy()))?;
+                serde_json::from_slice(&bytes).map_err(|e| format!("{}: {e}", path.to_string_lossy()))
+            })
+            .as_ref()
+            .map_err(Clone::clone)
+    }
+}

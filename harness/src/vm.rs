@@ -1,0 +1,347 @@
+//! The fixture: a utility VM with distributions in it, in a few clear lines.
+//!
+//! ```no_run
+//! use undercroft_harness::{outcome::Outcome, vm::{Kernel, boot, guest_test}};
+//!
+//! fn a_status_passes_through() -> Outcome {
+//!     guest_test(|suite| {
+//!         let vm = boot(suite, Kernel::Tuned).cpus(2).memory("512M").distro("a", &suite.busybox).start()?;
+//!         assert_eq!(vm.sh("a", "exit 7")?.status.shell(), 7);
+//!         vm.power_off()
+//!     })
+//! }
+//! ```
+
+use std::{
+    collections::BTreeMap,
+    fs::{self, File},
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use undercroft::{
+    Distribution, Machine, MachineOptions, disk,
+    error::{Cause, Error},
+    import::Archive,
+    session::{Output, Program},
+};
+use undercroft_protocol::command::DiskAddress;
+use undercroft_vmm::config::{Description, MachineConfig};
+
+use crate::{
+    console::{complaint, excerpt},
+    lab,
+    outcome::{Failure, Outcome, record, skip},
+    suite::Suite,
+};
+
+/// Lines of a failing guest's console that are shown.
+const SHOWN: usize = 25;
+
+/// Which of the suite's kernels.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kernel {
+    /// A distribution's own.
+    Stock,
+    /// Ours.
+    Tuned,
+}
+
+/// Runs a guest test's body, or skips it with the reason, and records how it ended.
+pub fn guest_test(body: impl FnOnce(&'static Suite) -> Outcome) -> Outcome {
+    record(|| match Suite::get() {
+        Ok(suite) => body(suite),
+        Err(reason) => skip(&reason),
+    })
+}
+
+/// A machine in the making.
+pub struct Boot {
+    suite: &'static Suite,
+    config: MachineConfig,
+    modules_disk: Option<PathBuf>,
+    modules: Vec<PathBuf>,
+    distros: Vec<(String, PathBuf)>,
+    expected: Vec<String>,
+}
+
+/// A machine with 1 CPU, 512 MiB and this kernel, described as this kernel likes it best.
+pub fn boot(suite: &'static Suite, kernel: Kernel) -> Boot {
+    let kernel = match kernel {
+        Kernel::Stock => &suite.stock,
+        Kernel::Tuned => &suite.tuned,
+    };
+    let options = MachineOptions::for_kernel(kernel);
+    Boot {
+        suite,
+        config: options,
+        modules_disk: kernel.modules_disk.clone(),
+        modules: kernel.initramfs_modules.clone(),
+        distros: Vec::new(),
+        expected: Vec::new(),
+    }
+}
+
+impl Boot {
+    /// Virtual CPUs.
+    pub fn cpus(mut self, cpus: u8) -> Self {
+        self.config.cpus = cpus;
+        self
+    }
+
+    /// Guest memory: `512M`, `2G`.
+    ///
+    /// # Panics
+    /// If it is not a number with `M` or `G`; it is the test's own text.
+    pub fn memory(mut self, size: &str) -> Self {
+        let (number, unit) = size.split_at(size.len().saturating_sub(1));
+        let number: u64 = number.parse().expect("a size is a number and M or G");
+        self.config.memory_mib = if unit == "G" { number * 1024 } else { number };
+        self
+    }
+
+    /// How the machine is described to the kernel.
+    pub fn described_by(mut self, description: Description) -> Self {
+        self.config.description = description;
+        self
+    }
+
+    /// Changes anything else of the machine.
+    pub fn with(mut self, change: impl FnOnce(&mut MachineConfig)) -> Self {
+        change(&mut self.config);
+        self
+    }
+
+    /// Imports this archive onto a disk of its own and launches it.
+    pub fn distro(mut self, name: &str, archive: &Path) -> Self {
+        self.distros.push((name.into(), archive.into()));
+        self
+    }
+
+    /// A complaint of the kernel's that this test provokes.
+    pub fn expecting(mut self, complaint: &str) -> Self {
+        self.expected.push(complaint.into());
+        self
+    }
+
+    /// Boots, imports, launches.
+    pub fn start(self) -> Result<Vm, Failure> {
+        let scratch = tempfile::Builder::new().prefix("undercroft-test-").tempdir()?;
+        let test = std::thread::current().name().unwrap_or("test").replace("::", ".");
+        let log = self.suite.logs.join(format!("{test}.{}.log", std::process::id()));
+        let mut config = self.config;
+        let initramfs = scratch.path().join("initramfs.cpio");
+        undercroft_kernel_config::initramfs::build(
+            &self.suite.guest.mini_init,
+            &self.suite.guest.init,
+            &self.modules,
+            &initramfs,
+        )
+        .map_err(harness)?;
+        config.initramfs = Some(initramfs);
+        let machine = Machine::start(MachineOptions {
+            vmm: self.suite.vmm.clone(),
+            config,
+            modules_disk: self.modules_disk,
+            console_log: Some(log.clone()),
+            patience: if lab::inside() { 40 } else { 1 },
+        })
+        .map_err(|e| explain(&e, &log))?;
+        let mut vm = Vm { machine: Some(machine), distros: BTreeMap::new(), scratch, log, expected: self.expected, searched: false };
+        for (name, archive) in &self.distros {
+            vm.import(name, archive)?;
+            vm.launch(name)?;
+        }
+        Ok(vm)
+    }
+}
+
+/// A running machine. Dropped, it is killed, and its console is searched for complaints of the kernel.
+pub struct Vm {
+    machine: Option<Machine>,
+    distros: BTreeMap<String, Distro>,
+    scratch: tempfile::TempDir,
+    log: PathBuf,
+    expected: Vec<String>,
+    /// Whether the console has been searched already.
+    searched: bool,
+}
+
+struct Distro {
+    disk: PathBuf,
+    address: DiskAddress,
+    running: Option<Distribution>,
+}
+
+impl Vm {
+    /// The machine itself.
+    ///
+    /// # Panics
+    /// After [`power_off`](Self::power_off), which takes the `Vm`: never.
+    pub fn machine(&self) -> &Machine {
+        self.machine.as_ref().expect("a Vm has its machine until it is powered off")
+    }
+
+    /// A folder that goes with the test.
+    pub fn scratch(&self) -> &Path {
+        self.scratch.path()
+    }
+
+    /// The console so far.
+    pub fn console(&self) -> String {
+        fs::read(&self.log).map(|b| String::from_utf8_lossy(&b).into_owned()).unwrap_or_default()
+    }
+
+    /// A library's result, with an error told as the kind of failure that it is.
+    pub fn check<T>(&self, result: Result<T, Error>) -> Result<T, Failure> {
+        result.map_err(|e| explain(&e, &self.log))
+    }
+
+    /// Makes a disk with what an archive holds.
+    pub fn import(&mut self, name: &str, archive: &Path) -> Result<(), Failure> {
+        let path = self.scratch.path().join(format!("{name}.raw"));
+        let imported = self.try_import(&path, archive);
+        let address = self.check(imported)?;
+        self.distros.insert(name.into(), Distro { disk: path, address, running: None });
+        Ok(())
+    }
+
+    /// The same without keeping it, for archives that are refused.
+    pub fn try_import(&self, path: &Path, archive: &Path) -> Result<DiskAddress, Error> {
+        disk::create(path, disk::DEFAULT_SIZE)?;
+        let file = File::options().read(true).write(true).open(path).map_err(|source| Error::File {
+            what: "open",
+            path: path.into(),
+            source,
+        })?;
+        let address = self.machine().attach_disk(&file, false)?;
+        self.machine().import(address.clone(), Archive::open(archive)?, |_| ())?;
+        Ok(address)
+    }
+
+    /// Launches what was imported.
+    pub fn launch(&mut self, name: &str) -> Result<(), Failure> {
+        let address = self.distro(name)?.address.clone();
+        let launched = self.check(self.machine().launch(name, name, address))?;
+        if let Some(distro) = self.distros.get_mut(name) {
+            distro.running = Some(launched);
+        }
+        Ok(())
+    }
+
+    /// Stops it; its files stay.
+    pub fn terminate(&mut self, name: &str) -> Outcome {
+        let complaints = self.check(self.distribution(name)?.terminate(Duration::from_secs(60)))?;
+        if let Some(distro) = self.distros.get_mut(name) {
+            distro.running = None;
+        }
+        if complaints.is_empty() { Ok(()) } else { Err(Failure::Failed(complaints.join("; "))) }
+    }
+
+    /// A running distribution.
+    pub fn distribution(&self, name: &str) -> Result<&Distribution, Failure> {
+        let running = self.distro(name)?.running.as_ref();
+        running.ok_or_else(|| Failure::Harness(format!("the test did not launch {name}")))
+    }
+
+    fn distro(&self, name: &str) -> Result<&Distro, Failure> {
+        self.distros.get(name).ok_or_else(|| Failure::Harness(format!("the test has no distribution {name}")))
+    }
+
+    /// The raw disk of a distribution.
+    pub fn disk(&self, name: &str) -> Result<&Path, Failure> {
+        Ok(&self.distro(name)?.disk)
+    }
+
+    /// Runs a program without input.
+    pub fn run(&self, name: &str, program: &Program) -> Result<Output, Failure> {
+        self.feed(name, program, Vec::new())
+    }
+
+    /// Runs a program with this input.
+    pub fn feed(&self, name: &str, program: &Program, input: impl Into<Vec<u8>>) -> Result<Output, Failure> {
+        let session = self.check(self.distribution(name)?.exec(program, undercroft::distribution::Pipes::ALL))?;
+        self.check(session.output(input))
+    }
+
+    /// Runs a shell script.
+    pub fn sh(&self, name: &str, script: &str) -> Result<Output, Failure> {
+        self.run(name, &Program::new(["/bin/sh", "-c", script]))
+    }
+
+    /// What a shell script that succeeds prints, without the last line's end.
+    pub fn read(&self, name: &str, script: &str) -> Result<String, Failure> {
+        let output = self.sh(name, script)?;
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim_end_matches('\n').to_owned();
+        if output.status.shell() == 0 {
+            Ok(text(&output.stdout))
+        } else {
+            let (status, stderr) = (output.status.shell(), text(&output.stderr));
+            Err(Failure::Failed(format!("in {name}, `{script}` ended with {status}: {stderr}")))
+        }
+    }
+
+    /// The orderly end. Fails if anything did not go in order, or if the kernel complained of anything on the way.
+    pub fn power_off(mut self) -> Outcome {
+        self.distros.clear();
+        self.searched = true;
+        if let Some(machine) = self.machine.take() {
+            let end = machine.power_off(Duration::from_secs(if lab::inside() { 120 } else { 10 }));
+            if end.forced || !end.complaints.is_empty() {
+                let what = format!("power-off: {}", end.complaints.join("; "));
+                return Err(Failure::Machine { what, console: excerpt(&self.log, SHOWN) });
+            }
+        }
+        self.complaint().map_or(Ok(()), Err)
+    }
+
+    fn complaint(&self) -> Option<Failure> {
+        let line = complaint(&self.console(), &self.expected)?;
+        Some(Failure::GuestPanic { line, console: excerpt(&self.log, SHOWN) })
+    }
+}
+
+impl Drop for Vm {
+    fn drop(&mut self) {
+        self.machine.take();
+        if self.searched {
+            return;
+        }
+        if let Some(failure) = self.complaint() {
+            crate::outcome::note(failure.ending(), failure.to_string());
+            // A test that asserts nothing of its kernel's health fails by it all the same.
+            if !std::thread::panicking() {
+                panic!("{failure}");
+            }
+        }
+    }
+}
+
+fn harness(error: impl std::fmt::Display) -> Failure {
+    Failure::Harness(error.to_string())
+}
+
+/// An error of the library's as the kind of failure that it is for a test.
+fn explain(error: &Error, log: &Path) -> Failure {
+    let console = excerpt(log, SHOWN);
+    let what = chain(error);
+    match error {
+        Error::Timeout { .. } => Failure::Timeout { what, console },
+        Error::Ended(ending) if matches!(ending.cause, Cause::GuestPanic(_)) => {
+            Failure::GuestPanic { line: what, console }
+        }
+        _ => Failure::Machine { what, console },
+    }
+}
+
+/// An error with its causes, first line of each.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string().lines().next().unwrap_or_default().to_owned();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(error.to_string().lines().next().unwrap_or_default());
+        cause = error.source();
+    }
+    text
+}

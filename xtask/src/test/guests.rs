@@ -1,0 +1,118 @@
+//! The guest tests: real kernels and distributions, on hardware KVM or in the lab.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    process::{Command, Stdio},
+};
+
+use anyhow::{Context as _, bail};
+use undercroft_harness::{
+    lab,
+    outcome::{Ending, Record},
+    suite::{self, Suite},
+};
+
+use super::steps::Context;
+use crate::workspace_root;
+
+pub(super) fn run(context: &mut Context) -> anyhow::Result<()> {
+    let target = workspace_root().join("target");
+    let results = target.join("guest-results.jsonl");
+    let _ = fs::remove_file(&results);
+
+    println!("building the guest's binaries, the VMM and the tests");
+    let tests = test_binaries()?;
+    context.wait_for_kernel()?;
+    let suite = Suite::prepare(|line| println!("{line}")).context("preparing kernels and distributions")?;
+    let set = target.join("guest-suite.json");
+    suite.write(&set)?;
+
+    let lab = match lab::needed() {
+        Some(reason) => {
+            println!("in the lab, because {reason}");
+            Some(lab::ensure().context("starting the lab")?)
+        }
+        None => None,
+    };
+    let mut failed = Vec::new();
+    for (name, binary) in &tests {
+        println!("\n-- {name}");
+        let mut arguments = vec![binary.display().to_string(), "--test-threads=2".into()];
+        arguments.extend(context.filter.clone());
+        let environment = [(suite::SET, set.display().to_string()), (suite::RESULTS, results.display().to_string())];
+        let status = match &lab {
+            Some(lab) => lab.command(&arguments).envs(environment).status().context("the lab")?,
+            None => Command::new(binary)
+                .args(&arguments[1..])
+                .envs(environment)
+                .stdin(Stdio::null())
+                .status()?
+                .code()
+                .unwrap_or(128),
+        };
+        if status != 0 {
+            failed.push(name.as_str());
+        }
+    }
+    summarise(&results, context)?;
+    if failed.is_empty() { Ok(()) } else { bail!("guest tests failed in {}", failed.join(", ")) }
+}
+
+/// Builds the harness's test binaries; their names and paths, in order.
+fn test_binaries() -> anyhow::Result<BTreeMap<String, std::path::PathBuf>> {
+    let output = Command::new("cargo")
+        .args(["test", "--locked", "--package", "undercroft-harness", "--tests", "--no-run", "--message-format=json"])
+        .current_dir(workspace_root())
+        .stdin(Stdio::null())
+        .stderr(Stdio::inherit())
+        .output()?;
+    anyhow::ensure!(output.status.success(), "the guest tests do not compile");
+    let mut found = BTreeMap::new();
+    for line in String::from_utf8_lossy(&output.stdout).lines() {
+        let Ok(message) = serde_json::from_str::<serde_json::Value>(line) else { continue };
+        let kind = message["target"]["kind"][0].as_str();
+        let package = message["package_id"].as_str().unwrap_or_default();
+        let (Some(name), Some(path)) = (message["target"]["name"].as_str(), message["executable"].as_str()) else {
+            continue;
+        };
+        if kind == Some("test") && package.contains("undercroft-harness") {
+            found.insert(name.to_owned(), path.into());
+        }
+    }
+    anyhow::ensure!(!found.is_empty(), "cargo built no guest tests");
+    Ok(found)
+}
+
+/// libtest knows passed and failed; this tells the rest.
+fn summarise(results: &std::path::Path, context: &mut Context) -> anyhow::Result<()> {
+    let text = fs::read_to_string(results).unwrap_or_default();
+    let mut count: BTreeMap<Ending, usize> = BTreeMap::new();
+    let mut skipped: BTreeMap<String, usize> = BTreeMap::new();
+    println!();
+    for line in text.lines() {
+        let record: Record = serde_json::from_str(line).with_context(|| format!("{}: {line}", results.display()))?;
+        *count.entry(record.ending).or_default() += 1;
+        match record.ending {
+            Ending::Passed => {}
+            Ending::Skipped => *skipped.entry(record.reason).or_default() += 1,
+            ending => println!("{ending:?}: {}: {}", record.test, record.reason),
+        }
+    }
+    for (reason, number) in skipped {
+        println!("Skipped: {number} tests: {reason}");
+    }
+    let of = |ending| count.get(&ending).copied().unwrap_or_default();
+    let line = format!(
+        "guest tests: {} passed, {} failed, {} guest panics, {} timeouts, {} harness errors, {} skipped",
+        of(Ending::Passed),
+        of(Ending::Failed),
+        of(Ending::GuestPanic),
+        of(Ending::Timeout),
+        of(Ending::HarnessError),
+        of(Ending::Skipped)
+    );
+    println!("{line}");
+    context.notes.push(line);
+    Ok(())
+}

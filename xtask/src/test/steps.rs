@@ -1,0 +1,169 @@
+//! The steps of a test run, each a few lines.
+
+use std::{
+    fs::File,
+    path::PathBuf,
+    process::{Child, Command, Stdio},
+};
+
+use anyhow::{Context as _, bail};
+
+use super::guests;
+use crate::{packages, workspace_root};
+
+/// One step.
+pub(super) struct Step {
+    pub(super) name: &'static str,
+    pub(super) what: &'static str,
+    pub(super) run: fn(&mut Context) -> anyhow::Result<()>,
+}
+
+pub(super) const STEPS: &[Step] = &[
+    Step { name: "kernel", what: "start building the tuned kernel in the background, unless it is cached", run: kernel },
+    Step { name: "format", what: "rustfmt has nothing to say", run: format },
+    Step { name: "clippy", what: "no warnings", run: clippy },
+    Step { name: "unit", what: "unit and doc tests; they need neither KVM nor root nor network", run: unit },
+    Step { name: "tidy", what: "rooms, unsafe, long files, documents", run: tidy },
+    Step { name: "deny", what: "licences, bans and sources of dependencies", run: deny },
+    Step { name: "guests", what: "real kernels, real distributions, with the stock and the tuned kernel", run: guests::run },
+    Step { name: "budget", what: "instructions, exits and bytes against their budgets", run: budget },
+];
+
+/// What steps hand on to later ones.
+pub(super) struct Context {
+    /// The kernel's build, and where it writes.
+    pub(super) kernel: Option<(Child, PathBuf)>,
+    /// Guest tests by name.
+    pub(super) filter: Option<String>,
+    /// What a person should read at the end.
+    pub(super) notes: Vec<String>,
+}
+
+impl Context {
+    pub(super) fn new(filter: Option<String>) -> anyhow::Result<Self> {
+        packages::ensure("test")?;
+        Ok(Self { kernel: None, filter, notes: Vec::new() })
+    }
+
+    /// Waits for the kernel's build, if one was started.
+    pub(super) fn wait_for_kernel(&mut self) -> anyhow::Result<()> {
+        let Some((mut child, log)) = self.kernel.take() else { return Ok(()) };
+        if child.try_wait()?.is_none() {
+            println!("waiting for the tuned kernel (its build's log: {})", log.display());
+        }
+        // Its log is short lines of progress; a person who waits wants to see the newest.
+        let mut shown = String::new();
+        let status = loop {
+            if let Some(status) = child.try_wait()? {
+                break status;
+            }
+            std::thread::sleep(std::time::Duration::from_secs(20));
+            let newest = std::fs::read_to_string(&log).unwrap_or_default().lines().last().unwrap_or_default().to_owned();
+            if newest != shown {
+                println!("  {newest}");
+                shown = newest;
+            }
+        };
+        if !status.success() {
+            let text = std::fs::read_to_string(&log).unwrap_or_default();
+            let tail: Vec<_> = text.lines().rev().take(15).collect();
+            for line in tail.into_iter().rev() {
+                println!("  | {line}");
+            }
+            bail!("the tuned kernel was not built; the whole log: {}", log.display());
+        }
+        Ok(())
+    }
+}
+
+/// A build that this run started does not outlive it: it would hold the cache's lock and the machine's CPUs.
+impl Drop for Context {
+    fn drop(&mut self) {
+        if let Some((child, _)) = &mut self.kernel {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+/// Runs a command in the workspace with its output shown, and fails as it does.
+pub(super) fn sh(command: &mut Command) -> anyhow::Result<()> {
+    let name = format!("{command:?}").replace('"', "");
+    println!("$ {name}");
+    let status = command.current_dir(workspace_root()).stdin(Stdio::null()).status().with_context(|| name.clone())?;
+    if status.success() { Ok(()) } else { bail!("{name}: {status}") }
+}
+
+fn cargo(arguments: &[&str]) -> Command {
+    let mut command = Command::new("cargo");
+    command.args(arguments);
+    command
+}
+
+fn kernel(context: &mut Context) -> anyhow::Result<()> {
+    packages::ensure("kernel-build")?;
+    let log = workspace_root().join("target/kernel-build.log");
+    let file = File::create(&log).with_context(|| log.display().to_string())?;
+    let child = Command::new(std::env::current_exe()?)
+        .args(["kernel"])
+        .stdin(Stdio::null())
+        .stdout(file.try_clone()?)
+        .stderr(file)
+        .spawn()
+        .context("starting cargo xtask kernel")?;
+    println!("its log: {}", log.display());
+    context.kernel = Some((child, log));
+    Ok(())
+}
+
+fn format(_: &mut Context) -> anyhow::Result<()> {
+    sh(&mut cargo(&["fmt", "--all", "--check"]))
+}
+
+fn clippy(_: &mut Context) -> anyhow::Result<()> {
+    sh(&mut cargo(&["clippy", "--workspace", "--all-targets", "--locked", "--", "-D", "warnings"]))
+}
+
+fn unit(_: &mut Context) -> anyhow::Result<()> {
+    sh(&mut cargo(&["test", "--workspace", "--locked"]))
+}
+
+fn tidy(_: &mut Context) -> anyhow::Result<()> {
+    sh(Command::new(std::env::current_exe()?).arg("tidy"))
+}
+
+fn budget(context: &mut Context) -> anyhow::Result<()> {
+    context.wait_for_kernel()?;
+    sh(Command::new(std::env::current_exe()?).arg("budget"))
+}
+
+/// The release of cargo-deny that is installed where there is none.
+const CARGO_DENY: &str = "0.20.2";
+
+fn deny(context: &mut Context) -> anyhow::Result<()> {
+    let tools = undercroft_kernel_config::cache::dir().join("tools");
+    let ours = tools.join("bin/cargo-deny");
+    let found = |program: &std::path::Path| Command::new(program).arg("--version").output().is_ok_and(|o| o.status.success());
+    let program = if found("cargo-deny".as_ref()) {
+        PathBuf::from("cargo-deny")
+    } else {
+        if !found(&ours) {
+            println!("installing cargo-deny {CARGO_DENY} into {} (about five minutes, once)", tools.display());
+            sh(cargo(&["install", "cargo-deny", "--locked", "--quiet", "--version", CARGO_DENY, "--root"]).arg(&tools))?;
+        }
+        ours
+    };
+    sh(Command::new(&program).args(["check", "--hide-inclusion-graph", "licenses", "bans", "sources"]))?;
+    // The advisory database is a git repository that not every machine reaches.
+    let advisories = Command::new(&program).args(["check", "advisories"]).current_dir(workspace_root()).output()?;
+    let text = String::from_utf8_lossy(&advisories.stderr);
+    if advisories.status.success() {
+        println!("advisories ok");
+    } else if text.contains("failed to fetch advisory database") || text.contains("failed to load advisory database") {
+        context.notes.push("advisories were not checked: their database cannot be reached from here".into());
+    } else {
+        print!("{text}");
+        bail!("cargo deny check advisories: {}", advisories.status);
+    }
+    Ok(())
+}
