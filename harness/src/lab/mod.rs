@@ -142,6 +142,11 @@ impl<'a> Command<'a> {
         self
     }
 
+    /// Sets several variables of its environment.
+    pub fn envs<N: AsRef<OsStr>, V: AsRef<OsStr>>(self, variables: impl IntoIterator<Item = (N, V)>) -> Self {
+        variables.into_iter().fold(self, |command, (name, value)| command.env(name, value))
+    }
+
     /// Where it runs; the current directory unless told.
     pub fn directory(mut self, path: impl Into<PathBuf>) -> Self {
         self.directory = Some(path.into());
