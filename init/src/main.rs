@@ -1,3 +1,104 @@
-//! PID 1 of the utility VM.
+//! PID 1 of one distribution.
+//!
+//! mini-init executes it as `/init` in the distribution's own root and namespaces, with the launch on a descriptor. It
+//! mounts what is the distribution's own ([`mounts`]), reads /etc/wsl.conf ([`configuration`]), connects to the host and
+//! serves sessions ([`server`]), each through a relay ([`relay`]).
 
-fn main() {}
+mod channel;
+mod clock;
+mod configuration;
+mod copy;
+mod host;
+mod log;
+mod mounts;
+mod network_files;
+mod process;
+mod program;
+mod relay;
+mod server;
+mod terminal;
+mod users;
+
+use std::{fs, process::ExitCode};
+
+use undercroft_protocol::{Opening, command::Launch, read_frame, session::InitEvent};
+
+use configuration::Configuration;
+use server::{About, Server};
+
+/// The distribution's own configuration.
+const CONFIGURATION: &str = "/etc/wsl.conf";
+
+fn main() -> ExitCode {
+    let first = clock::mark("init: first instruction");
+    match run(first) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            log::warning(&error);
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(first: undercroft_protocol::opening::Mark) -> Result<(), String> {
+    let launch = launch()?;
+    let mut marks = vec![first];
+    let mut warnings = log::Warnings::default();
+    // Before anything can take long: a SIGTERM that waits is seen by the loop.
+    let signals = server::signals().map_err(|e| format!("taking signals: {e}"))?;
+    mounts::all(&mut warnings).map_err(|e| e.to_string())?;
+    marks.push(clock::mark("init: file systems mounted"));
+    let mut found = Vec::new();
+    let configuration = configuration::read(CONFIGURATION, &mut found);
+    found.into_iter().for_each(|warning| warnings.add(warning));
+    let hostname = configuration.hostname.clone().unwrap_or_else(|| launch.hostname.clone());
+    network_files::prepare(&hostname, &configuration, &mut warnings);
+    let host = host::connect_as(&Opening::Distribution(launch.token))
+        .map_err(|e| format!("connecting to the host: {e}"))?;
+    boot_command(&configuration, &mut warnings);
+    let about = About { launch, configuration, hostname, language: language() };
+    let mut server = Server::new(host, signals, about).map_err(|e| e.to_string())?;
+    marks.push(clock::mark("init: ready"));
+    server.tell(&InitEvent::Ready { marks, warnings: warnings.0 });
+    server.run().map_err(|e| format!("the loop failed: {e}"))
+}
+
+/// What mini-init left on a descriptor.
+fn launch() -> Result<Launch, String> {
+    let usage =
+        "this is the init of an undercroft distribution, executed by its utility VM, and does nothing else";
+    let number = std::env::var("UNDERCROFT_LAUNCH").ok().and_then(|n| n.parse().ok()).ok_or(usage)?;
+    if std::process::id() != 1 {
+        return Err(usage.into());
+    }
+    let mut file =
+        process::inherited(number).map_err(|e| format!("the launch's descriptor {number}: {e}"))?;
+    read_frame(&mut file).map_err(|e| format!("reading the launch: {e}"))
+}
+
+/// Starts `boot.command`, and does not wait for it.
+fn boot_command(configuration: &Configuration, warnings: &mut log::Warnings) {
+    use std::process::{Command, Stdio};
+    let Some(line) = &configuration.command else { return };
+    let mut command = Command::new("/bin/sh");
+    command
+        .arg("-c")
+        .arg(line)
+        .current_dir("/")
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null());
+    warnings.take("boot.command", process::spawn_with_default_signals(&mut command));
+}
+
+/// LANG as the distribution has it set for all (locale.conf(5); Debian's older file), else one that every C library has.
+fn language() -> String {
+    for path in ["/etc/locale.conf", "/etc/default/locale"] {
+        let text = fs::read_to_string(path).unwrap_or_default();
+        let line = text.lines().find_map(|l| l.trim().strip_prefix("LANG="));
+        if let Some(value) = line.map(|v| v.trim().trim_matches(['"', '\''])).filter(|v| !v.is_empty()) {
+            return value.into();
+        }
+    }
+    "C.UTF-8".into()
+}

@@ -95,6 +95,20 @@ fn module_name(path: &str) -> String {
     file.split(".ko").next().unwrap_or(file).replace('-', "_")
 }
 
+/// `_` for `-`, but in brackets, where it means a range.
+fn underscores(pattern: &str) -> Vec<u8> {
+    let mut inside = false;
+    let one = |byte| {
+        inside = match byte {
+            b'[' => true,
+            b']' => false,
+            _ => inside,
+        };
+        if byte == b'-' && !inside { b'_' } else { byte }
+    };
+    pattern.bytes().map(one).collect()
+}
+
 impl Index {
     fn read(directory: &Path) -> Self {
         let read = |name| fs::read_to_string(directory.join(name)).unwrap_or_default();
@@ -115,7 +129,7 @@ impl Index {
             for line in self.aliases.lines() {
                 let mut words = line.split_whitespace().skip(1);
                 if let (Some(pattern), Some(module)) = (words.next(), words.next())
-                    && matches(pattern.replace('-', "_").as_bytes(), name.as_bytes())
+                    && matches(&underscores(pattern), name.as_bytes())
                 {
                     self.add(module, &mut order);
                 }

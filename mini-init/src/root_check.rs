@@ -39,16 +39,16 @@ pub(crate) enum NotARoot {
 pub(crate) fn check(root: &Path) -> Result<(), NotARoot> {
     let unreadable = |error: std::io::Error| NotARoot::Unreadable(error.to_string());
     let root = File::options().read(true).custom_flags(libc::O_DIRECTORY).open(root).map_err(unreadable)?;
-    // O_NONBLOCK: a fifo called /bin/sh must not hold us up.
     let open = |path: &str, flags: OFlag| {
         let how = OpenHow::new()
-            .flags(flags | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK)
+            .flags(flags | OFlag::O_CLOEXEC)
             .mode(Mode::empty())
             .resolve(ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_MAGICLINKS);
         openat2(root.as_fd(), path, how).map(File::from)
     };
     let has_etc = open("etc", OFlag::O_PATH | OFlag::O_DIRECTORY).is_ok();
-    let shell = open("bin/sh", OFlag::O_RDONLY).ok();
+    // O_NONBLOCK: a fifo called /bin/sh must not hold us up.
+    let shell = open("bin/sh", OFlag::O_RDONLY | OFlag::O_NONBLOCK).ok();
     if !has_etc && shell.is_none() {
         return Err(NotARoot::Nothing);
     }
