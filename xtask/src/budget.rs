@@ -1,11 +1,166 @@
-//! `cargo xtask budget`.
+//! `cargo xtask budget`: measures on the ruler what has a budget, and holds it against `benches/budget.toml`.
 
-use std::process::ExitCode;
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::ExitCode,
+    time::Instant,
+};
 
-/// Measure what has a budget, in instructions, exits and bytes.
+use anyhow::Context as _;
+use undercroft_benches::{
+    boot::{self, Boot},
+    budget::{self, Budgets, Measurement, Verdict},
+    tools,
+};
+use undercroft_harness::guest;
+use undercroft_kernel_config::{Kernel, initramfs};
+use undercroft_vmm::config::Description;
+
+const INSTRUCTIONS: &str = "instructions";
+const ENTRIES: &str = "entries";
+const KIB: &str = "KiB";
+const BYTES: &str = "bytes";
+
+/// Measure what has a budget, in instructions, VM entries and bytes, and fail if it is exceeded by more than 2 %.
+///
+/// The measuring machine is made in software and its time is executed instructions, so that the numbers are the same
+/// everywhere. They are never milliseconds. Prints `name value budget unit`; a budget of `-` is a number for
+/// information.
 #[derive(clap::Args)]
-pub(crate) struct Arguments {}
+pub(crate) struct Arguments {
+    /// Measure this kernel in place of the tuned one (a vmlinux; its manifest.json is heeded if it lies beside it).
+    #[arg(long, value_name = "PATH")]
+    kernel: Option<PathBuf>,
+    /// Only what has a budget: leave the numbers for information out, and be done in half the time.
+    #[arg(long)]
+    brief: bool,
+    /// Write the results to this file too, as a JSON array.
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+}
 
-pub(crate) fn run(_arguments: Arguments) -> anyhow::Result<ExitCode> {
-    anyhow::bail!("to come")
+pub(crate) fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
+    let started = Instant::now();
+    let root = tools::root();
+    let budgets = Budgets::read(&root)?;
+    let measurements = measure(&arguments)?;
+    let verdicts = budgets.judge(&measurements);
+    for verdict in &verdicts {
+        println!("{verdict}");
+    }
+    if let Some(path) = &arguments.json {
+        let text = serde_json::to_string_pretty(&verdicts)?;
+        fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))?;
+    }
+    eprintln!("measured in {} s", started.elapsed().as_secs());
+    Ok(conclude(&budgets, &measurements, &verdicts))
+}
+
+/// Says on stderr what is wrong, if anything.
+fn conclude(budgets: &Budgets, measurements: &[Measurement], verdicts: &[Verdict]) -> ExitCode {
+    let mut status = ExitCode::SUCCESS;
+    for verdict in verdicts.iter().filter(|verdict| verdict.exceeded) {
+        let (over, name) = (verdict.value - verdict.budget.unwrap_or(0), &verdict.name);
+        let percent = over as f64 * 100.0 / verdict.budget.unwrap_or(1) as f64;
+        eprintln!(
+            "{name} exceeds its budget by {over} {} ({percent:.1} %); find what costs it, or raise the budget in {} with its \
+             reason",
+            verdict.unit,
+            budget::FILE
+        );
+        status = ExitCode::FAILURE;
+    }
+    for name in budgets.unmeasured(measurements) {
+        eprintln!("{} has a budget for {name}, and nothing measures that", budget::FILE);
+        status = ExitCode::FAILURE;
+    }
+    status
+}
+
+fn measure(arguments: &Arguments) -> anyhow::Result<Vec<Measurement>> {
+    eprintln!("building the VMM, the inits, the plugin and the ruler's runner");
+    let guest = guest::build()?;
+    let vmm = tools::vmm()?;
+    let machine = tools::machine()?;
+    let tuned = match &arguments.kernel {
+        Some(path) => undercroft_kernel_config::given(path)?,
+        None => tuned()?,
+    };
+    let work = directory()?;
+    let pack = |kernel: &Kernel, name: &str| -> anyhow::Result<PathBuf> {
+        let path = work.join(name);
+        initramfs::build(&guest.mini_init, &guest.init, &kernel.initramfs_modules, &path)?;
+        Ok(path)
+    };
+    let image = pack(&tuned, "tuned.cpio")?;
+    let mut boots = vec![Boot::new("tuned", &tuned, &image, 512), Boot::new("small", &tuned, &image, 128)];
+    if !arguments.brief {
+        for (name, description) in DESCRIPTIONS {
+            let mut boot = Boot::new(name, &tuned, &image, 512);
+            boot.config.description = description;
+            boots.push(boot);
+        }
+        let stock = undercroft_kernel_config::stock()?;
+        let image = pack(&stock, "stock.cpio")?;
+        boots.push(Boot { counted: 1, ..Boot::new("stock", &stock, &image, 512) });
+    }
+    eprintln!(
+        "booting {} guests under {} in a machine made in software; a minute or two",
+        boots.iter().map(|boot| boot.counted + 1).sum::<u32>(),
+        vmm.display()
+    );
+    let results = boot::measure(&machine, &vmm, &boots, &work)?;
+    let mut measurements = Vec::new();
+    for (boot, result) in boots.iter().zip(&results) {
+        measurements.append(&mut numbers(&boot.name, result));
+    }
+    for (name, path) in [("initramfs", &image), ("mini_init", &guest.mini_init), ("init", &guest.init)] {
+        measurements.push(Measurement::new(format!("{name}_bytes"), size(path)?, BYTES));
+    }
+    fs::remove_dir_all(&work).with_context(|| format!("cannot remove {}", work.display()))?;
+    Ok(measurements)
+}
+
+fn tuned() -> anyhow::Result<Kernel> {
+    anyhow::bail!("there is no tuned kernel yet: name one with --kernel")
+}
+
+/// The tuned kernel, by each way to tell it what there is.
+const DESCRIPTIONS: [(&str, Description); 3] = [
+    ("device_tree", Description::DeviceTree),
+    ("command_line", Description::CommandLine),
+    ("acpi", Description::Acpi),
+];
+
+/// What of a boot's result is printed: all of it for the product's boot, memory for the small one, and of the others
+/// what the kernel took.
+fn numbers(name: &str, result: &boot::Result) -> Vec<Measurement> {
+    let kernel = result.to_mini_init.l2();
+    match name {
+        "tuned" => vec![
+            Measurement::new("tuned_kernel_instructions", kernel, INSTRUCTIONS),
+            Measurement::new("tuned_entries", result.to_mini_init.vmruns, ENTRIES),
+            Measurement::new("vmm_user_instructions", result.set_up.l1_user, INSTRUCTIONS),
+            Measurement::new("tuned_total_instructions", result.to_mini_init.total(), INSTRUCTIONS),
+            Measurement::new("greeting_instructions", result.to_greeting.total(), INSTRUCTIONS),
+            Measurement::new("greeting_entries", result.to_greeting.vmruns, ENTRIES),
+        ],
+        "small" => vec![Measurement::new("vmm_resident_kib", result.resident_kib, KIB)],
+        name => vec![
+            Measurement::new(format!("{name}_kernel_instructions"), kernel, INSTRUCTIONS),
+            Measurement::new(format!("{name}_entries"), result.to_mini_init.vmruns, ENTRIES),
+        ],
+    }
+}
+
+fn size(path: &Path) -> anyhow::Result<u64> {
+    Ok(fs::metadata(path).with_context(|| format!("cannot look at {}", path.display()))?.len())
+}
+
+/// A directory that is left behind when measuring fails: its `console.log` says why.
+fn directory() -> anyhow::Result<PathBuf> {
+    let path = guest::target().join("ruler").join("work");
+    fs::create_dir_all(&path).with_context(|| format!("cannot create {}", path.display()))?;
+    Ok(path)
 }
