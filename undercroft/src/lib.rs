@@ -53,3 +53,10 @@ pub use machine::{Machine, MachineOptions, PowerOff, Stopper};
 pub use session::{Control, Input, Output, Program, Session, Streams};
 pub use signals::Signals;
 pub use timeline::Timeline;
+pub use undercroft_protocol::{
+    command::{DiskAddress, Imported},
+    session::{ExitStatus, WindowSize},
+};
+
+#[cfg(test)]
+mod tests;
