@@ -133,20 +133,6 @@ pub(super) fn read_some(
     retry(|| result(unsafe { libc::readv(fd.as_raw_fd(), vectors.list.as_ptr(), vectors.count()) }))
 }
 
-/// Writes once from `buffers` to a stream that is no socket.
-///
-/// # Errors
-/// The system call's, `WouldBlock` among them.
-pub(super) fn write_some(
-    fd: BorrowedFd<'_>,
-    memory: &GuestMemoryMmap,
-    buffers: &Buffers,
-) -> io::Result<usize> {
-    let vectors = IoVecs::new(memory, buffers)?;
-    // SAFETY: as in `write_all_at`.
-    retry(|| result(unsafe { libc::writev(fd.as_raw_fd(), vectors.list.as_ptr(), vectors.count()) }))
-}
-
 /// Sends once from `buffers` to a socket; a peer that is gone is an error and no signal.
 ///
 /// # Errors

@@ -8,13 +8,16 @@
 //! addresses, cycles) and hands out [`buffers::Buffers`] that lie in guest memory; a chain that is no chain makes the
 //! device stop and ask for a reset, as section 2.1.2 has it.
 
+pub mod balloon;
 pub mod block;
 pub mod buffers;
+pub mod console;
 pub mod device;
 pub mod disk;
 pub mod event_loop;
 pub mod mmio;
 pub mod queue;
+pub mod rng;
 pub mod transport;
 pub mod vsock;
 

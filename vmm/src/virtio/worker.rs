@@ -10,6 +10,7 @@ use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::queue::VirtQueue;
+use crate::confine::{self, ThreadKind};
 
 /// A running worker. Stopping it, or dropping it, waits until the request that it is at has ended: nothing of it
 /// touches guest memory afterwards.
@@ -51,7 +52,7 @@ impl Worker {
         }
         let flag = Arc::new(AtomicBool::new(false));
         let stopped = flag.clone();
-        let thread = spawn(name, move || {
+        let thread = confine::spawn(ThreadKind::Disk, name, move || {
             let is_stopped = || stopped.load(Ordering::Acquire);
             for queue in &mut queues {
                 work(queue, &is_stopped);
@@ -87,8 +88,4 @@ impl Drop for Worker {
             let _ = thread.join();
         }
     }
-}
-
-fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> io::Result<JoinHandle<()>> {
-    std::thread::Builder::new().name(name.into()).spawn(body)
 }
