@@ -20,6 +20,8 @@ pub struct MachineConfig {
     pub memory_mib: u64,
     /// How the machine is described to the guest.
     pub description: Description,
+    /// How the kernel is entered.
+    pub entry: Entry,
     /// virtio-blk disks, present from the boot on, in this order (`vda`, `vdb`, …).
     pub disks: Vec<DiskConfig>,
     /// A virtio-scsi controller, whose logical units come and go over the control socket.
@@ -49,6 +51,7 @@ impl Default for MachineConfig {
             cpus: 1,
             memory_mib: 512,
             description: Description::Acpi,
+            entry: Entry::LongMode,
             disks: Vec::new(),
             scsi: false,
             vsock: None,
@@ -59,6 +62,40 @@ impl Default for MachineConfig {
             seccomp: Seccomp::Enforce,
             control_fd: None,
         }
+    }
+}
+
+impl MachineConfig {
+    /// Looks for what no machine can be, before anything is made.
+    ///
+    /// # Errors
+    /// What is wrong, with the field's name and what would be right.
+    pub fn check(&self) -> Result<(), String> {
+        const CPUS_MAX: u8 = 64;
+        const MEMORY_MIN: u64 = 32;
+        /// 4 TiB; the guest's physical addresses end somewhere, and mmap(2) says where before.
+        const MEMORY_MAX: u64 = 4 << 20;
+        if self.kernel.as_os_str().is_empty() {
+            return Err("kernel: no kernel is given; it is the path of a vmlinux or a bzImage".into());
+        }
+        if !(1..=CPUS_MAX).contains(&self.cpus) {
+            return Err(format!("cpus = {}: expected 1 to {CPUS_MAX}", self.cpus));
+        }
+        if !(MEMORY_MIN..=MEMORY_MAX).contains(&self.memory_mib) {
+            return Err(format!("memory_mib = {}: expected {MEMORY_MIN} to {MEMORY_MAX}", self.memory_mib));
+        }
+        if self.command_line.contains('\0') {
+            return Err("command_line: it has a NUL in it, which would end it there".into());
+        }
+        if self.entry == Entry::Pvh && self.description == Description::DeviceTree {
+            return Err(
+                "entry = pvh has no place for description = device-tree; use entry = long-mode".into()
+            );
+        }
+        if self.serial == Output::Terminal && self.console == Some(Output::Terminal) {
+            return Err("serial and console cannot both have the terminal".into());
+        }
+        Ok(())
     }
 }
 
@@ -73,6 +110,16 @@ pub enum Description {
     /// `virtio_mmio.device=` on the command line and an MP table, for kernels with
     /// `CONFIG_VIRTIO_MMIO_CMDLINE_DEVICES`.
     CommandLine,
+}
+
+/// How the boot vCPU enters the kernel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Entry {
+    /// In 64-bit mode, at the ELF file's entry (Linux's boot protocol). All descriptions can be handed over this way.
+    LongMode,
+    /// In 32-bit protected mode, at the entry that the kernel's Xen note names (PVH). It has no place for a device tree.
+    Pvh,
 }
 
 /// A disk: a raw file or block device. No other format is understood, and none is ever guessed.

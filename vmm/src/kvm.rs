@@ -3,9 +3,10 @@
 #![allow(unsafe_code)]
 
 use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd};
 
 use kvm_bindings::kvm_userspace_memory_region;
-use kvm_ioctls::{IoEventAddress, Kvm, NoDatamatch, VcpuFd, VmFd};
+use kvm_ioctls::{IoEventAddress, Kvm, VcpuFd, VmFd};
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 use vmm_sys_util::eventfd::EventFd;
 
@@ -123,14 +124,10 @@ impl Vm {
     pub fn doorbell(&self, event: &EventFd, address: u64, value: u32) -> Result<(), Error> {
         self.fd.register_ioevent(event, &IoEventAddress::Mmio(address), value).map_err(call("KVM_IOEVENTFD"))
     }
+}
 
-    /// Any write to `address` by the guest rings `event`.
-    ///
-    /// # Errors
-    /// KVM's.
-    pub fn doorbell_any(&self, event: &EventFd, address: u64) -> Result<(), Error> {
-        self.fd
-            .register_ioevent(event, &IoEventAddress::Mmio(address), NoDatamatch)
-            .map_err(call("KVM_IOEVENTFD"))
-    }
+/// An eventfd as what nix's poll(2) takes.
+pub(crate) fn borrow(event: &EventFd) -> BorrowedFd<'_> {
+    // SAFETY: the descriptor is open as long as the eventfd, which the result borrows.
+    unsafe { BorrowedFd::borrow_raw(event.as_raw_fd()) }
 }

@@ -5,17 +5,22 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use crate::arch::{self, CpuModel, Platform, Protocol, layout};
 use crate::bus::{self, Bus};
-use crate::config::{Description, MachineConfig};
+use crate::config::{Description, Entry, MachineConfig, Output};
 use crate::confine::{self, ThreadKind};
-use crate::devices::{Cmos, Console, I8042, Power, Pvpanic, Serial};
+use crate::control::{self, Control, Ended, Event, Message, Started, Statistics};
+use crate::devices::{Cmos, Console, I8042, PanicWatch, Power, Pvpanic, Serial};
 use crate::end::End;
 use crate::kvm::{self, Vm};
+use crate::slots::Slots;
+use crate::supervise::{self, Input};
 use crate::vcpu::{self, Counters, Exits, Vcpu};
 use crate::{boot, memory};
 
@@ -46,6 +51,15 @@ pub enum Error {
     /// Two devices want the same addresses: a mistake in the address map.
     #[error("the address map is wrong")]
     Bus(#[from] bus::Error),
+    /// A virtio device cannot be made.
+    #[error(transparent)]
+    Device(Box<dyn std::error::Error + Send + Sync>),
+    /// The control socket is none.
+    #[error(transparent)]
+    Control(#[from] control::Error),
+    /// A filter cannot be put on.
+    #[error(transparent)]
+    Confine(#[from] confine::Error),
     /// The operating system refused something.
     #[error("cannot {what}")]
     System {
@@ -105,12 +119,19 @@ impl Ending {
 
 /// A machine that is ready to run.
 pub struct Machine {
+    pub(crate) vcpus: Vec<Vcpu>,
+    pub(crate) ending: Arc<Ending>,
+    pub(crate) counters: Vec<Arc<Counters>>,
+    pub(crate) serial: Arc<Serial>,
+    pub(crate) slots: Slots,
+    pub(crate) control: Option<Control>,
+    pub(crate) signals: Option<SignalFd>,
+    pub(crate) input: Option<Input>,
+    watch: PanicWatch,
+    started: Started,
+    seccomp: crate::config::Seccomp,
+    // Last, so that guest memory is unmapped after all that works on it.
     vm: Vm,
-    vcpus: Vec<Vcpu>,
-    ending: Arc<Ending>,
-    counters: Vec<Arc<Counters>>,
-    serial: Arc<Serial>,
-    panic_line: Arc<Mutex<Option<String>>>,
 }
 
 impl std::fmt::Debug for Machine {
@@ -119,50 +140,33 @@ impl std::fmt::Debug for Machine {
     }
 }
 
+/// Nanoseconds of CLOCK_REALTIME.
+fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_nanos() as u64)
+}
+
 impl Machine {
     /// Makes a machine: memory, kernel, tables, devices, vCPUs. Every file it works with is open when this returns.
     ///
     /// # Errors
     /// The configuration, the kernel, KVM or the operating system does not allow it; nothing is left behind.
     pub fn new(config: MachineConfig) -> Result<Self, Error> {
+        let mut started = Started { process: now(), ..Started::default() };
+        config.check().map_err(Error::Config)?;
+        let control = config.control_fd.map(Control::from_fd).transpose()?;
         let kvm = kvm::open()?;
         let vm = Vm::new(&kvm, memory::map(config.memory_mib)?)?;
+        started.vm = now();
+
         let ending = Ending::new().map_err(system("make an eventfd"))?;
+        let watch = PanicWatch::default();
+        let (serial, ports) = ports(&config, &vm, &ending, &watch)?;
+        let mut mmio = Bus::default();
+        let slots = Slots::new(&config, &vm, &mut mmio, &watch)?;
+        let (protocol, entry) = load(&config, &vm, slots.transports.len())?;
+        started.kernel = now();
 
-        let boot = |source| Error::Boot { path: config.kernel.clone(), source };
-        let image = boot::load_kernel(&config.kernel, vm.memory()).map_err(boot)?;
-        let initramfs = match &config.initramfs {
-            Some(path) => Some(boot::load_initramfs(path, vm.memory(), image.end).map_err(boot)?),
-            None => None,
-        };
-        let protocol = Protocol::LongMode;
-        let entry = image.entry;
-        let platform = Platform {
-            description: config.description,
-            cpus: config.cpus,
-            virtio_devices: 0,
-            command_line: &config.command_line,
-            initramfs,
-            protocol,
-        };
-        arch::describe(vm.memory(), &platform)?;
-
-        let console = Console::open(&config.serial).map_err(system("open the serial console's file"))?;
-        let panic_line = console.panic_line();
-        let interrupt = EventFd::new(EFD_NONBLOCK).map_err(system("make an eventfd"))?;
-        vm.interrupt(&interrupt, layout::IRQ_SERIAL as u32)?;
-        let serial = Arc::new(Serial::new(interrupt, console));
-        let mut ports = Bus::default();
-        ports.insert(layout::PORT_SERIAL, layout::PORT_SERIAL_SIZE, serial.clone())?;
-        ports.insert(layout::PORT_I8042, layout::PORT_I8042_SIZE, Arc::new(I8042::new(ending.clone())))?;
-        ports.insert(layout::PORT_POWER, layout::PORT_POWER_SIZE, Arc::new(Power::new(ending.clone())))?;
-        let pvpanic = Arc::new(Pvpanic::new(ending.clone()));
-        ports.insert(layout::PORT_PVPANIC, layout::PORT_PVPANIC_SIZE, pvpanic)?;
-        if config.description != Description::Acpi {
-            ports.insert(layout::PORT_CMOS, layout::PORT_CMOS_SIZE, Arc::new(Cmos::default()))?;
-        }
-        let (ports, mmio) = (Arc::new(ports), Arc::new(Bus::default()));
-
+        let (ports, mmio) = (Arc::new(ports), Arc::new(mmio));
         let model = CpuModel::new(&kvm, config.cpus)?;
         let mut vcpus = Vec::new();
         let mut all_counters = Vec::new();
@@ -179,19 +183,69 @@ impl Machine {
                 counters,
             });
         }
-        Ok(Self { vm, vcpus, ending, counters: all_counters, serial, panic_line })
+        let input = match config.serial {
+            Output::Terminal => Some(Input::new().map_err(system("take standard input"))?),
+            _ => None,
+        };
+        Ok(Self {
+            vcpus,
+            ending,
+            counters: all_counters,
+            serial,
+            slots,
+            control,
+            signals: None,
+            input,
+            watch,
+            started,
+            seccomp: config.seccomp,
+            vm,
+        })
     }
 
-    /// Runs the machine to its end.
+    /// From now on SIGINT, SIGTERM and SIGHUP end the machine and nothing else: they are blocked in this thread and in
+    /// those that it starts. For programs that do nothing but run a machine.
     ///
     /// # Errors
-    /// A thread or a signal handler cannot be had.
-    pub fn run(mut self) -> Result<End, Error> {
+    /// signalfd(2)'s.
+    pub fn end_on_signals(&mut self) -> Result<(), Error> {
+        let mask: SigSet = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP].into_iter().collect();
+        let cannot = |errno: nix::Error| system("block signals")(errno.into());
+        mask.thread_block().map_err(cannot)?;
+        let flags = SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK;
+        self.signals = Some(SignalFd::with_flags(&mask, flags).map_err(cannot)?);
+        Ok(())
+    }
+
+    /// What ends the machine from another thread, by [`End::Killed`].
+    pub fn ending(&self) -> Arc<Ending> {
+        self.ending.clone()
+    }
+
+    /// Runs the machine to its end: [`start`](Self::start) and [`wait`](Running::wait).
+    ///
+    /// # Errors
+    /// Those of `start`.
+    pub fn run(self) -> Result<End, Error> {
+        self.start()?.wait()
+    }
+
+    /// Starts the machine. The threads that run it are confined; the calling one is not, and may be before it waits
+    /// (see [`confine::enter`]).
+    ///
+    /// # Errors
+    /// A thread, a filter or a signal handler cannot be had.
+    pub fn start(mut self) -> Result<Running, Error> {
         vcpu::install_kick().map_err(system("install a signal handler"))?;
+        confine::start(self.seccomp)?;
+        let events = self.slots.events.clone();
+        // It runs until the process ends, or idle for ever in a program that goes on; it holds nothing of the machine.
+        confine::spawn(ThreadKind::Devices, "devices", move || events.run())
+            .map_err(system("start the devices' thread"))?;
+        self.started.vcpu = now();
         let mut threads = Vec::new();
-        for (index, vcpu) in self.vcpus.drain(..).enumerate() {
-            let thread = confine::spawn(ThreadKind::Vcpu, &format!("vcpu {index}"), move || vcpu.run());
-            match thread {
+        for (index, vcpu) in std::mem::take(&mut self.vcpus).into_iter().enumerate() {
+            match confine::spawn(ThreadKind::Vcpu, &format!("vcpu {index}"), move || vcpu.run()) {
                 Ok(thread) => threads.push(thread),
                 Err(error) => {
                     self.ending.set(End::Killed);
@@ -200,17 +254,17 @@ impl Machine {
                 }
             }
         }
-        while !self.ending.ended() {
-            std::thread::sleep(Duration::from_millis(10));
+        Ok(Running { machine: self, threads })
+    }
+
+    fn say(&mut self, event: Event) {
+        if self.control.as_ref().is_some_and(|control| control.send(&Message::Event { event }).is_err()) {
+            self.control = None;
         }
-        join(threads);
-        let _ = self.serial.input_room();
-        Ok(self.end())
     }
 
     fn end(&self) -> End {
-        let line = self.panic_line.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        match (self.ending.get().unwrap_or(End::Killed), line) {
+        match (self.ending.get().unwrap_or(End::Killed), self.watch.panic()) {
             (End::Reset | End::TripleFault | End::GuestPanic(_), Some(line)) => End::GuestPanic(line),
             (end, _) => end,
         }
@@ -218,8 +272,91 @@ impl Machine {
 
     /// How often the vCPUs have left the guest.
     pub fn exits(&self) -> Exits {
-        self.counters.iter().map(|counters| counters.read()).fold(Exits::default(), std::ops::Add::add)
+        self.statistics().exits
     }
+
+    /// How the machine is.
+    pub fn statistics(&self) -> Statistics {
+        let vcpus: Vec<Exits> = self.counters.iter().map(|counters| counters.read()).collect();
+        Statistics { exits: vcpus.iter().copied().fold(Exits::default(), std::ops::Add::add), vcpus }
+    }
+}
+
+/// A machine whose vCPUs run.
+#[derive(Debug)]
+pub struct Running {
+    machine: Machine,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl Running {
+    /// Serves the machine (signals, control socket, typed input) to its end.
+    ///
+    /// # Errors
+    /// None that is known; what goes wrong meanwhile is an [`End`].
+    pub fn wait(self) -> Result<End, Error> {
+        let Self { mut machine, threads } = self;
+        machine.say(Event::Started(machine.started));
+        supervise::until_end(&mut machine);
+        join(threads);
+        for transport in &machine.slots.transports {
+            transport.reset();
+        }
+        let end = machine.end();
+        let exits = machine.exits();
+        machine.say(Event::Ended(Ended { end: end.clone(), exits }));
+        Ok(end)
+    }
+}
+
+/// The devices at I/O ports.
+fn ports(
+    config: &MachineConfig,
+    vm: &Vm,
+    ending: &Arc<Ending>,
+    watch: &PanicWatch,
+) -> Result<(Arc<Serial>, Bus), Error> {
+    let console =
+        Console::open(&config.serial, watch.clone()).map_err(system("open the serial console's file"))?;
+    let interrupt = EventFd::new(EFD_NONBLOCK).map_err(system("make an eventfd"))?;
+    vm.interrupt(&interrupt, layout::IRQ_SERIAL as u32)?;
+    let serial = Arc::new(Serial::new(interrupt, console));
+    let mut ports = Bus::default();
+    ports.insert(layout::PORT_SERIAL, layout::PORT_SERIAL_SIZE, serial.clone())?;
+    ports.insert(layout::PORT_I8042, layout::PORT_I8042_SIZE, Arc::new(I8042::new(ending.clone())))?;
+    ports.insert(layout::PORT_POWER, layout::PORT_POWER_SIZE, Arc::new(Power::new(ending.clone())))?;
+    let pvpanic = Arc::new(Pvpanic::new(ending.clone()));
+    ports.insert(layout::PORT_PVPANIC, layout::PORT_PVPANIC_SIZE, pvpanic)?;
+    if config.description != Description::Acpi {
+        ports.insert(layout::PORT_CMOS, layout::PORT_CMOS_SIZE, Arc::new(Cmos::default()))?;
+    }
+    Ok((serial, ports))
+}
+
+/// Loads kernel and initramfs and writes the tables; says how and where the kernel is entered.
+fn load(config: &MachineConfig, vm: &Vm, virtio_devices: usize) -> Result<(Protocol, u64), Error> {
+    let boot = |source| Error::Boot { path: config.kernel.clone(), source };
+    let image = boot::load_kernel(&config.kernel, vm.memory()).map_err(boot)?;
+    let initramfs = match &config.initramfs {
+        Some(path) => Some(boot::load_initramfs(path, vm.memory(), image.end).map_err(boot)?),
+        None => None,
+    };
+    let (protocol, entry) = match config.entry {
+        Entry::LongMode => (Protocol::LongMode, image.entry),
+        Entry::Pvh => (Protocol::Pvh, image.pvh_entry.ok_or_else(|| boot(boot::Error::NoPvhEntry))?),
+    };
+    let mut command_line = arch::command_line_prefix(config.description, virtio_devices);
+    command_line += &config.command_line;
+    let platform = Platform {
+        description: config.description,
+        cpus: config.cpus,
+        virtio_devices,
+        command_line: &command_line,
+        initramfs,
+        protocol,
+    };
+    arch::describe(vm.memory(), &platform)?;
+    Ok((protocol, entry))
 }
 
 /// Waits for the vCPUs' threads, which end as soon as they leave the guest.

@@ -1,26 +1,62 @@
-//! The virtual machine monitor as a program.
+//! The virtual machine monitor as a program: `undercroft-vmm --help` lists its options.
+//!
+//! Exit status: 0 the guest powered off or the machine was told to stop, 1 an error, 2 wrong arguments, 3 reset, 4 the guest's
+//! kernel panicked, 5 triple fault, 6 KVM internal error.
+
+use std::error::Error;
 use std::process::ExitCode;
 
+use undercroft_vmm::{Machine, MachineConfig, arguments, confine};
+
+const STATUS_ERROR: u8 = 1;
+const STATUS_USAGE: u8 = 2;
+
 fn main() -> ExitCode {
-    let mut config = undercroft_vmm::MachineConfig::default();
-    let mut args = std::env::args().skip(1);
-    while let (Some(name), Some(value)) = (args.next(), args.next()) {
-        match name.as_str() {
-            "--kernel" => config.kernel = value.into(),
-            "--initramfs" => config.initramfs = Some(value.into()),
-            "--command-line" => config.command_line = value,
-            "--cpus" => config.cpus = value.parse().unwrap(),
-            _ => return ExitCode::from(2),
+    let config = match arguments::parse(std::env::args_os().skip(1)) {
+        Ok(arguments::Request::Run(config)) => *config,
+        Ok(arguments::Request::Help(text)) => {
+            print!("{text}");
+            return ExitCode::SUCCESS;
         }
-    }
-    match undercroft_vmm::Machine::new(config).and_then(|machine| machine.run()) {
+        Err(error) => {
+            eprintln!("undercroft-vmm: {error}");
+            return ExitCode::from(STATUS_USAGE);
+        }
+    };
+    match run(config) {
         Ok(end) => {
-            eprintln!("undercroft-vmm: {end}");
+            if end.status() != 0 {
+                eprintln!("undercroft-vmm: {end}");
+            }
             ExitCode::from(end.status())
         }
         Err(error) => {
-            eprintln!("undercroft-vmm: {error:?}");
-            ExitCode::from(1)
+            eprintln!("undercroft-vmm: {}", chain(&error));
+            ExitCode::from(STATUS_ERROR)
         }
     }
+}
+
+fn run(config: MachineConfig) -> Result<undercroft_vmm::End, undercroft_vmm::Error> {
+    let seccomp = config.seccomp;
+    let mut machine = Machine::new(config)?;
+    machine.end_on_signals()?;
+    let running = machine.start()?;
+    confine::enter(confine::ThreadKind::Main, seccomp)?;
+    running.wait()
+}
+
+/// An error and what caused it, on one line.
+fn chain(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        if !text.ends_with(&cause_text) {
+            text += ": ";
+            text += &cause_text;
+        }
+        source = cause.source();
+    }
+    text
 }

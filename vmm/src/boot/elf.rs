@@ -92,7 +92,7 @@ fn u64_at(bytes: &[u8], at: usize) -> u64 {
 /// # Errors
 /// The file is not a 64-bit kernel for this architecture, is cut off, contradicts itself, or needs more memory than there
 /// is.
-pub fn parse(file: &File, ram_end: u64) -> Result<Image, Error> {
+pub(super) fn parse(file: &File, ram_end: u64) -> Result<Image, Error> {
     let length = file.metadata().map_err(Error::Read)?.len();
     let mut header = [0; HEADER_SIZE];
     if length < HEADER_SIZE as u64 {

@@ -10,4 +10,4 @@ pub use cmos::Cmos;
 pub use i8042::I8042;
 pub use power::Power;
 pub use pvpanic::Pvpanic;
-pub use serial::{Console, Serial};
+pub use serial::{Console, PanicWatch, Serial, output};

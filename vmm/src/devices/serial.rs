@@ -2,6 +2,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use vm_superio::serial::NoEvents;
@@ -16,67 +17,80 @@ const PANIC: &str = "Kernel panic - not syncing";
 /// A line longer than this is looked at in pieces.
 const LINE_MAX: usize = 512;
 
-/// Where a console's output goes. It remembers the line on which the kernel said that it panicked.
-#[derive(Debug)]
-pub struct Console {
-    out: Target,
+/// Looks for the line on which a kernel says that it has panicked. Clones look at one guest's consoles together.
+#[derive(Debug, Clone, Default)]
+pub struct PanicWatch(Arc<Mutex<Watched>>);
+
+#[derive(Debug, Default)]
+struct Watched {
     line: Vec<u8>,
-    panic: Arc<Mutex<Option<String>>>,
+    panic: Option<String>,
 }
 
+impl PanicWatch {
+    fn lock(&self) -> MutexGuard<'_, Watched> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Looks at what the guest prints.
+    pub fn look(&self, bytes: &[u8]) {
+        let mut watched = self.lock();
+        let Watched { line, panic } = &mut *watched;
+        for &byte in bytes {
+            if byte == b'\n' || line.len() >= LINE_MAX {
+                if let Some(at) = line.windows(PANIC.len()).position(|part| part == PANIC.as_bytes()) {
+                    panic.get_or_insert_with(|| String::from_utf8_lossy(&line[at..]).trim_end().into());
+                }
+                line.clear();
+            }
+            if byte != b'\n' {
+                line.push(byte);
+            }
+        }
+    }
+
+    /// The first panic's line, from "Kernel panic" on, if there was one.
+    pub fn panic(&self) -> Option<String> {
+        self.lock().panic.clone()
+    }
+}
+
+/// The descriptor that an output goes to; nothing if it goes nowhere.
+///
+/// # Errors
+/// The file cannot be opened for appending, or there are no more file descriptors.
+pub fn output(output: &Output) -> io::Result<Option<OwnedFd>> {
+    Ok(match output {
+        Output::Null => None,
+        Output::Stdout | Output::Terminal => Some(io::stdout().as_fd().try_clone_to_owned()?),
+        Output::File(path) => Some(OpenOptions::new().append(true).create(true).open(path)?.into()),
+    })
+}
+
+/// Where the serial port's output goes.
 #[derive(Debug)]
-enum Target {
-    Null,
-    Stdout,
-    File(File),
+pub struct Console {
+    out: Option<File>,
+    watch: PanicWatch,
 }
 
 impl Console {
     /// Opens the output.
     ///
     /// # Errors
-    /// The file cannot be opened for appending.
-    pub fn open(output: &Output) -> io::Result<Self> {
-        let out = match output {
-            Output::Null => Target::Null,
-            Output::Stdout | Output::Terminal => Target::Stdout,
-            Output::File(path) => Target::File(OpenOptions::new().append(true).create(true).open(path)?),
-        };
-        Ok(Self { out, line: Vec::new(), panic: Arc::default() })
-    }
-
-    /// Where the line of a panic will stand.
-    pub fn panic_line(&self) -> Arc<Mutex<Option<String>>> {
-        self.panic.clone()
-    }
-
-    fn watch(&mut self, bytes: &[u8]) {
-        for &byte in bytes {
-            if byte == b'\n' || self.line.len() >= LINE_MAX {
-                let line = String::from_utf8_lossy(&self.line);
-                if let Some(at) = line.find(PANIC) {
-                    let mut panic = self.panic.lock().unwrap_or_else(PoisonError::into_inner);
-                    panic.get_or_insert_with(|| line[at..].trim_end().into());
-                }
-                self.line.clear();
-            }
-            if byte != b'\n' {
-                self.line.push(byte);
-            }
-        }
+    /// [`output`]'s.
+    pub fn open(to: &Output, watch: PanicWatch) -> io::Result<Self> {
+        Ok(Self { out: output(to)?.map(File::from), watch })
     }
 }
 
 impl Write for Console {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.watch(bytes);
-        // That nobody reads any more, or that a disk is full, is not the guest's affair.
-        let _ = match &mut self.out {
-            Target::Null => Ok(()),
-            // Not std's Stdout: it would hold an unfinished line back.
-            Target::Stdout => nix::unistd::write(io::stdout(), bytes).map(drop).map_err(io::Error::from),
-            Target::File(file) => file.write_all(bytes),
-        };
+        self.watch.look(bytes);
+        if let Some(out) = &mut self.out {
+            // That nobody reads any more, or that a disk is full, is not the guest's affair.
+            let _ = out.write_all(bytes);
+        }
         Ok(bytes.len())
     }
 
@@ -146,21 +160,18 @@ mod tests {
 
     #[test]
     fn the_line_of_a_panic_is_remembered() {
-        let mut console = Console::open(&Output::Null).unwrap();
-        console.write_all(b"[    1.0] hello\r\n[    1.2] Kernel panic - not syn").unwrap();
-        assert_eq!(*console.panic_line().lock().unwrap(), None);
-        console.write_all(b"cing: no init\r\nKernel panic - not syncing: again\n").unwrap();
-        assert_eq!(
-            console.panic_line().lock().unwrap().as_deref(),
-            Some("Kernel panic - not syncing: no init")
-        );
+        let watch = PanicWatch::default();
+        watch.look(b"[    1.0] hello\r\n[    1.2] Kernel panic - not syn");
+        assert_eq!(watch.panic(), None);
+        watch.look(b"cing: no init\r\nKernel panic - not syncing: again\n");
+        assert_eq!(watch.panic().as_deref(), Some("Kernel panic - not syncing: no init"));
     }
 
     #[test]
     fn output_goes_to_the_file() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("console");
-        let console = Console::open(&Output::File(path.clone())).unwrap();
+        let console = Console::open(&Output::File(path.clone()), PanicWatch::default()).unwrap();
         let serial = Serial::new(EventFd::new(libc::EFD_NONBLOCK).unwrap(), console);
         for byte in b"ok\n" {
             serial.write(0, &[*byte]);

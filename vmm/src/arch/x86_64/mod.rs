@@ -10,7 +10,9 @@ use crate::memory::GuestMemory;
 mod acpi;
 mod boot_params;
 mod cpuid;
+mod device_tree;
 pub mod layout;
+mod mptable;
 mod registers;
 
 /// What this architecture's set-up can fail with.
@@ -28,6 +30,9 @@ pub enum Error {
     /// A table does not lie in guest memory.
     #[error("guest memory is too small for the boot tables")]
     Memory(#[from] GuestMemoryError),
+    /// The device tree cannot be written.
+    #[error("cannot write the device tree")]
+    DeviceTree(#[from] vm_fdt::Error),
     /// A table is larger than the place it has.
     #[error("{what} takes {size} bytes, of which there are {room}")]
     Room {
@@ -96,8 +101,16 @@ pub fn describe(memory: &GuestMemory, platform: &Platform<'_>) -> Result<(), Err
             let tables = acpi::tables(platform.cpus, platform.virtio_devices);
             place(memory, "the ACPI tables", &tables, layout::ACPI, layout::ACPI_SIZE)?;
         }
-        Description::DeviceTree => {}
-        Description::CommandLine => {}
+        Description::DeviceTree => {
+            let item = device_tree::setup_data(platform.cpus, platform.virtio_devices)?;
+            place(memory, "the device tree", &item, layout::SETUP_DATA, layout::SETUP_DATA_SIZE)?;
+        }
+        Description::CommandLine => {
+            let pointer = mptable::floating_pointer();
+            place(memory, "the MP pointer", &pointer, layout::MP_FLOATING_POINTER, pointer.len() as u64)?;
+            let table = mptable::table(platform.cpus);
+            place(memory, "the MP table", &table, layout::MP_TABLE, layout::MP_TABLE_SIZE)?;
+        }
     }
     let parameters = boot_params::Parameters {
         initramfs: platform.initramfs,
@@ -117,6 +130,25 @@ fn place(memory: &GuestMemory, what: &'static str, bytes: &[u8], at: u64, room: 
         return Err(Error::Room { what, size, room });
     }
     Ok(memory.write_slice(bytes, GuestAddress(at))?)
+}
+
+/// What goes before the configured command line, so that the kernel finds what its description does not say.
+///
+/// A kernel without ACPI can power off only by `undercroft.poweroff=PORT,VALUE`, which mini-init reads; and it resets
+/// through the keyboard controller (`reboot=k`), or else tries ACPI first.
+pub fn command_line_prefix(description: Description, virtio_devices: usize) -> String {
+    let mut line = String::new();
+    if description == Description::CommandLine {
+        for index in 0..virtio_devices {
+            let (address, irq) = (layout::virtio_address(index), layout::virtio_irq(index));
+            line += &format!("virtio_mmio.device={}K@{address:#x}:{irq} ", layout::VIRTIO_MMIO_SIZE >> 10);
+        }
+    }
+    if description != Description::Acpi {
+        let (port, value) = (layout::PORT_POWER, layout::POWER_OFF_VALUE);
+        line += &format!("reboot=k undercroft.poweroff={port:#x},{value:#x} ");
+    }
+    line
 }
 
 /// What all vCPUs of a machine have in common.
