@@ -66,7 +66,9 @@ impl Archive {
         let busybox = std::fs::read("/bin/busybox")?;
         let applets = duct::cmd!("/bin/busybox", "--list").read()?;
         let mut archive = Self::default();
-        for dir in ["bin", "etc", "root", "home", "proc", "sys", "dev", "run", "tmp", "usr", "usr/bin", "var", "mnt"] {
+        for dir in
+            ["bin", "etc", "root", "home", "proc", "sys", "dev", "run", "tmp", "usr", "usr/bin", "var", "mnt"]
+        {
             let mode = if dir == "tmp" { 0o1777 } else { 0o755 };
             archive = archive.directory(dir, Meta::mode(mode))?;
         }
@@ -108,7 +110,13 @@ impl Archive {
     }
 
     /// A character or block device, or a fifo.
-    pub fn special(mut self, name: &str, kind: EntryType, device: (u32, u32), meta: Meta) -> io::Result<Self> {
+    pub fn special(
+        mut self,
+        name: &str,
+        kind: EntryType,
+        device: (u32, u32),
+        meta: Meta,
+    ) -> io::Result<Self> {
         let mut header = header(kind, 0, meta);
         header.set_device_major(device.0)?;
         header.set_device_minor(device.1)?;
@@ -133,7 +141,14 @@ impl Archive {
         Ok(self)
     }
 
-    fn entry(mut self, name: &str, kind: EntryType, target: Option<&str>, content: &[u8], meta: Meta) -> io::Result<Self> {
+    fn entry(
+        mut self,
+        name: &str,
+        kind: EntryType,
+        target: Option<&str>,
+        content: &[u8],
+        meta: Meta,
+    ) -> io::Result<Self> {
         let mut header = header(kind, content.len() as u64, meta);
         match target {
             Some(target) => self.tar.append_link(&mut header, name, target)?,

@@ -28,7 +28,9 @@ const COMPLAINTS: &[&str] = &[
 /// The first complaint in a log, except those that contain one of `expected`.
 pub fn complaint(log: &str, expected: &[String]) -> Option<String> {
     log.lines()
-        .find(|line| COMPLAINTS.iter().any(|c| line.contains(c)) && !expected.iter().any(|e| line.contains(e.as_str())))
+        .find(|line| {
+            COMPLAINTS.iter().any(|c| line.contains(c)) && !expected.iter().any(|e| line.contains(e.as_str()))
+        })
         .map(str::to_owned)
 }
 
@@ -48,6 +50,5 @@ mod tests {
         let log = "[ 0.1] all is well\n[ 0.2] BUG: sleeping function called\n";
         assert_eq!(complaint(log, &[]).as_deref(), Some("[ 0.2] BUG: sleeping function called"));
         assert_eq!(complaint(log, &["sleeping function".into()]), None);
-
     }
 }

@@ -30,7 +30,7 @@ pub enum BuildError {
 }
 
 /// The two inits.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Guest {
     /// PID 1 of the utility VM.
     pub mini_init: PathBuf,

@@ -1,4 +1,9 @@
 //! The lab, the fixtures and the tests that boot real kernels.
 
+pub mod archive;
+pub mod console;
 pub mod guest;
 pub mod lab;
+pub mod outcome;
+pub mod suite;
+pub mod vm;

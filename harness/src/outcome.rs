@@ -166,7 +166,11 @@ fn append(record: &Record) {
     let Ok(mut line) = serde_json::to_string(record) else { return };
     line.push('\n');
     // One write to a file opened for appending: lines of tests that end together do not mix.
-    let written = OpenOptions::new().append(true).create(true).open(&path).and_then(|mut f| f.write_all(line.as_bytes()));
+    let written = OpenOptions::new()
+        .append(true)
+        .create(true)
+        .open(&path)
+        .and_then(|mut f| f.write_all(line.as_bytes()));
     if let Err(error) = written {
         eprintln!("the result could not be written to {}: {error}", PathBuf::from(path).display());
     }

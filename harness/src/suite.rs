@@ -1,5 +1,5 @@
-//! What guest tests need and cannot make where they run: kernels, guest binaries, distributions. Prepared once, outside
-//! the lab, and named to the tests by a file.
+//! What guest tests need and cannot make where they run: kernels, guest binaries, distributions. `cargo xtask test`
+//! prepares it once, outside the lab, and names it to the tests by a file.
 
 use std::{
     fs, io,
@@ -10,7 +10,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 use undercroft_kernel_config::Kernel;
 
-use crate::{archive::Archive, debian, guest};
+use crate::guest;
 
 /// The environment variable that names the file which [`Suite::write`] wrote.
 pub const SET: &str = "UNDERCROFT_TEST_SUITE";
@@ -25,7 +25,7 @@ pub struct Suite {
     /// Ours.
     pub tuned: Kernel,
     /// The guest's static binaries.
-    pub guest: guest::Binaries,
+    pub guest: guest::Guest,
     /// The `undercroft-vmm` binary.
     pub vmm: PathBuf,
     /// A busybox distribution, as a tar.
@@ -37,25 +37,6 @@ pub struct Suite {
 }
 
 impl Suite {
-    /// Makes or finds all of it; `say` gets a line for each part that takes long.
-    ///
-    /// # Errors
-    /// The first part that cannot be had.
-    pub fn prepare(mut say: impl FnMut(&str)) -> Result<Self, Box<dyn std::error::Error + Send + Sync>> {
-        let target = guest::target_dir();
-        let logs = target.join("guest-logs");
-        fs::create_dir_all(&logs)?;
-        let busybox = target.join("busybox.tar");
-        Archive::busybox("for tests")?.write(&busybox)?;
-        say("the stock kernel");
-        let stock = undercroft_kernel_config::stock()?;
-        say("the tuned kernel");
-        let tuned = undercroft_kernel_config::tuned(&Default::default(), &mut |p| say(&p.to_string()))?;
-        say("Debian 12's root file system");
-        let debian = debian::tar(&debian::Release::Bookworm, &mut say)?;
-        Ok(Self { stock, tuned, guest: guest::build()?, vmm: guest::vmm()?, busybox, debian, logs })
-    }
-
     /// Writes it for [`Suite::get`].
     pub fn write(&self, path: &Path) -> io::Result<()> {
         fs::write(path, serde_json::to_vec_pretty(self)?)
@@ -66,8 +47,9 @@ impl Suite {
         static SUITE: OnceLock<Result<Suite, String>> = OnceLock::new();
         SUITE
             .get_or_init(|| {
-                let path = std::env::var_os(SET)
-                    .ok_or("guest tests run by `cargo xtask test --only guests`, which prepares what they boot")?;
+                let path = std::env::var_os(SET).ok_or(
+                    "guest tests run by `cargo xtask test --only guests`, which prepares what they boot",
+                )?;
                 let bytes = fs::read(&path).map_err(|e| format!("{}: {e}", path.to_string_lossy()))?;
                 serde_json::from_slice(&bytes).map_err(|e| format!("{}: {e}", path.to_string_lossy()))
             })

@@ -14,19 +14,19 @@
 
 use std::{
     collections::BTreeMap,
-    fs::{self, File},
+    fs,
     path::{Path, PathBuf},
     time::Duration,
 };
 
 use undercroft::{
-    Distribution, Machine, MachineOptions, disk,
-    error::{Cause, Error},
-    import::Archive,
-    session::{Output, Program},
+    Archive, Cause, Distribution, Error, Machine, MachineOptions, NewDisk, Output, Pipes, Program, disk,
 };
 use undercroft_protocol::command::DiskAddress;
-use undercroft_vmm::config::{Description, MachineConfig};
+use undercroft_vmm::{
+    MachineConfig,
+    config::{BalloonConfig, Description},
+};
 
 use crate::{
     console::{complaint, excerpt},
@@ -71,10 +71,20 @@ pub fn boot(suite: &'static Suite, kernel: Kernel) -> Boot {
         Kernel::Stock => &suite.stock,
         Kernel::Tuned => &suite.tuned,
     };
-    let options = MachineOptions::for_kernel(kernel);
+    let config = MachineConfig {
+        kernel: kernel.image.clone(),
+        command_line: format!("console=ttyS0 quiet panic=-1 {}", kernel.command_line),
+        description: match kernel.description {
+            undercroft_kernel_config::Description::Acpi => Description::Acpi,
+            undercroft_kernel_config::Description::DeviceTree => Description::DeviceTree,
+            undercroft_kernel_config::Description::CommandLine => Description::CommandLine,
+        },
+        balloon: Some(BalloonConfig::default()),
+        ..MachineConfig::default()
+    };
     Boot {
         suite,
-        config: options,
+        config,
         modules_disk: kernel.modules_disk.clone(),
         modules: kernel.initramfs_modules.clone(),
         distros: Vec::new(),
@@ -147,7 +157,14 @@ impl Boot {
             patience: if lab::inside() { 40 } else { 1 },
         })
         .map_err(|e| explain(&e, &log))?;
-        let mut vm = Vm { machine: Some(machine), distros: BTreeMap::new(), scratch, log, expected: self.expected, searched: false };
+        let mut vm = Vm {
+            machine: Some(machine),
+            distros: BTreeMap::new(),
+            scratch,
+            log,
+            expected: self.expected,
+            searched: false,
+        };
         for (name, archive) in &self.distros {
             vm.import(name, archive)?;
             vm.launch(name)?;
@@ -208,14 +225,16 @@ impl Vm {
 
     /// The same without keeping it, for archives that are refused.
     pub fn try_import(&self, path: &Path, archive: &Path) -> Result<DiskAddress, Error> {
-        disk::create(path, disk::DEFAULT_SIZE)?;
-        let file = File::options().read(true).write(true).open(path).map_err(|source| Error::File {
-            what: "open",
-            path: path.into(),
-            source,
-        })?;
-        let address = self.machine().attach_disk(&file, false)?;
-        self.machine().import(address.clone(), Archive::open(archive)?, |_| ())?;
+        let disk = NewDisk::create(path, disk::DEFAULT_SIZE)?;
+        let address = self.machine().attach_disk(disk.file(), false)?;
+        let imported = Archive::open(archive)
+            .map_err(Error::from)
+            .and_then(|archive| self.machine().import(address.clone(), archive, |_| ()));
+        if let Err(error) = imported {
+            self.machine().detach_disk(address)?;
+            return Err(error);
+        }
+        disk.keep()?;
         Ok(address)
     }
 
@@ -260,7 +279,7 @@ impl Vm {
 
     /// Runs a program with this input.
     pub fn feed(&self, name: &str, program: &Program, input: impl Into<Vec<u8>>) -> Result<Output, Failure> {
-        let session = self.check(self.distribution(name)?.exec(program, undercroft::distribution::Pipes::ALL))?;
+        let session = self.check(self.distribution(name)?.exec(program, Pipes::ALL))?;
         self.check(session.output(input))
     }
 

@@ -35,7 +35,11 @@ fn hello_then_power_off(
 #[case::command_line_smp(Description::CommandLine, 2)]
 fn the_tuned_kernel_understands(#[case] description: Description, #[case] cpus: u8) -> Outcome {
     guest_test(|suite| {
-        let vm = boot(suite, Kernel::Tuned).cpus(cpus).described_by(description).distro("a", &suite.busybox).start()?;
+        let vm = boot(suite, Kernel::Tuned)
+            .cpus(cpus)
+            .described_by(description)
+            .distro("a", &suite.busybox)
+            .start()?;
         assert_eq!(vm.read("a", "nproc")?, cpus.to_string());
         vm.power_off()
     })
@@ -68,7 +72,10 @@ fn ends_are_told_apart(
             .expecting("Kernel panic - not syncing")
             .start()?;
         // The command's own end is lost with the machine.
-        let _ = vm.sh("a", &format!("echo 1 > /proc/sys/kernel/sysrq; echo {sysrq} > /proc/sysrq-trigger; sleep 60"));
+        let _ = vm.sh(
+            "a",
+            &format!("echo 1 > /proc/sys/kernel/sysrq; echo {sysrq} > /proc/sysrq-trigger; sleep 60"),
+        );
         let ending = vm.machine().wait();
         match end {
             "panic" => assert!(matches!(ending.cause, Cause::GuestPanic(_)), "{ending:?}"),

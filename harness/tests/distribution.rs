@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use rstest::rstest;
-use undercroft::error::Error;
+use undercroft::{Error, NewDisk, disk::DEFAULT_SIZE};
 use undercroft_harness::{
     outcome::Outcome,
     vm::{Kernel, boot, guest_test},
@@ -13,7 +13,9 @@ use undercroft_harness::{
 fn its_own_and_the_vms(#[values(Kernel::Stock, Kernel::Tuned)] kernel: Kernel) -> Outcome {
     guest_test(|suite| {
         let vm = boot(suite, kernel).distro("a", &suite.busybox).distro("b", &suite.busybox).start()?;
-        let both = |script: &str| Ok::<_, undercroft_harness::outcome::Failure>((vm.read("a", script)?, vm.read("b", script)?));
+        let both = |script: &str| {
+            Ok::<_, undercroft_harness::outcome::Failure>((vm.read("a", script)?, vm.read("b", script)?))
+        };
 
         for own in ["mnt", "pid", "uts", "ipc", "cgroup"] {
             let (a, b) = both(&format!("readlink /proc/self/ns/{own}"))?;
@@ -32,7 +34,10 @@ fn its_own_and_the_vms(#[values(Kernel::Stock, Kernel::Tuned)] kernel: Kernel) -
         }
         assert_eq!(both("hostname")?, ("a".into(), "b".into()));
         assert_eq!(both("cat /proc/1/comm")?, ("init".into(), "init".into()));
-        assert_eq!(vm.read("a", "cat /proc/self/cgroup")?.lines().next().map(|l| l.starts_with("0::/")), Some(true));
+        assert_eq!(
+            vm.read("a", "cat /proc/self/cgroup")?.lines().next().map(|l| l.starts_with("0::/")),
+            Some(true)
+        );
 
         // Nothing of the other distribution, no kernel thread: init, the session's relay, the shell and ps.
         let processes = vm.read("a", "ps -o comm | tail -n +2")?;
@@ -52,7 +57,10 @@ fn its_own_and_the_vms(#[values(Kernel::Stock, Kernel::Tuned)] kernel: Kernel) -
         ] {
             vm.read("a", &format!("test -{kind} {path} || {{ echo {path} is no {kind}; exit 1; }}"))?;
         }
-        assert_eq!(vm.read("a", "stat -c %a /tmp; stat -c %a /run; stat -c %a /dev/shm; stat -c %a /dev/ptmx")?, "1777\n755\n1777\n666");
+        assert_eq!(
+            vm.read("a", "stat -c %a /tmp; stat -c %a /run; stat -c %a /dev/shm; stat -c %a /dev/ptmx")?,
+            "1777\n755\n1777\n666"
+        );
         assert_eq!(vm.read("a", "grep -c \"$(hostname)\" /etc/hosts")?, "1");
         vm.read("a", "echo x > /dev/shm/x && echo y > /run/y && echo z > /tmp/z")?;
         assert_eq!(vm.read("b", "ls /dev/shm /run/y /tmp 2>/dev/null | grep -c '^[xyz]$' || true")?, "0");
@@ -63,10 +71,12 @@ fn its_own_and_the_vms(#[values(Kernel::Stock, Kernel::Tuned)] kernel: Kernel) -
 #[test]
 fn its_death_is_its_own() -> Outcome {
     guest_test(|suite| {
-        let mut vm = boot(suite, Kernel::Tuned).distro("a", &suite.busybox).distro("b", &suite.busybox).start()?;
+        let mut vm =
+            boot(suite, Kernel::Tuned).distro("a", &suite.busybox).distro("b", &suite.busybox).start()?;
         // No process in a distribution can kill its PID 1; the VM's kernel can, by memory or by hand. Here: by the init's
         // own orderly end, asked for from inside.
-        vm.read("a", "sleep 7777 & kill -TERM 1; true").or_else(|_| Ok::<_, undercroft_harness::outcome::Failure>(String::new()))?;
+        vm.read("a", "sleep 7777 & kill -TERM 1; true")
+            .or_else(|_| Ok::<_, undercroft_harness::outcome::Failure>(String::new()))?;
         for _ in 0..200 {
             if vm.distribution("a")?.ended().is_some() {
                 break;
@@ -86,7 +96,10 @@ fn its_death_is_its_own() -> Outcome {
 fn its_files_stay(#[values(Kernel::Stock, Kernel::Tuned)] kernel: Kernel) -> Outcome {
     guest_test(|suite| {
         let mut vm = boot(suite, kernel).distro("a", &suite.busybox).start()?;
-        vm.read("a", "echo kept > /root/file; touch -d '2001-02-03 04:05:06' /root/file; ln /root/file /root/second")?;
+        vm.read(
+            "a",
+            "echo kept > /root/file; touch -d '2001-02-03 04:05:06' /root/file; ln /root/file /root/second",
+        )?;
         vm.terminate("a")?;
         vm.launch("a")?;
         assert_eq!(vm.read("a", "cat /root/second; stat -c '%Y %h' /root/file")?, "kept\n981173106 2");
@@ -101,10 +114,8 @@ fn its_files_stay(#[values(Kernel::Stock, Kernel::Tuned)] kernel: Kernel) -> Out
 fn a_root_without_an_init_to_run_is_told() -> Outcome {
     guest_test(|suite| {
         let mut vm = boot(suite, Kernel::Tuned).start()?;
-        let empty = vm.scratch().join("empty.raw");
-        vm.check(undercroft::disk::create(&empty, undercroft::disk::DEFAULT_SIZE))?;
-        let file = std::fs::File::options().read(true).write(true).open(&empty)?;
-        let disk = vm.check(vm.machine().attach_disk(&file, false))?;
+        let empty = vm.check(NewDisk::create(&vm.scratch().join("empty.raw"), DEFAULT_SIZE))?;
+        let disk = vm.check(vm.machine().attach_disk(empty.file(), false))?;
         match vm.machine().launch("empty", "empty", disk) {
             Err(Error::Refused { message, .. }) => assert!(message.contains("/etc"), "{message}"),
             other => panic!("an empty disk was launched: {other:?}"),

@@ -7,10 +7,7 @@ use std::{
 
 use rstest::rstest;
 use sha2::{Digest, Sha256};
-use undercroft::{
-    distribution::Pipes,
-    session::{Input, Program, Streams},
-};
+use undercroft::{Input, Pipes, Program, Streams};
 use undercroft_harness::{
     outcome::{Failure, Outcome},
     vm::{Kernel, Vm, boot, guest_test},
@@ -84,7 +81,9 @@ fn a_quarter_of_a_gibibyte_through_cat() -> Outcome {
     guest_test(|suite| {
         let vm = boot(suite, Kernel::Tuned).cpus(2).distro("a", &suite.busybox).start()?;
         let mut session = vm.check(vm.distribution("a")?.exec(&Program::new(["cat"]), Pipes::ALL))?;
-        let Some(Streams::Pipes { stdin: Some(mut stdin), stdout: Some(mut stdout), .. }) = session.take_streams() else {
+        let Some(Streams::Pipes { stdin: Some(mut stdin), stdout: Some(mut stdout), .. }) =
+            session.take_streams()
+        else {
             return Err(Failure::Harness("pipes were asked for".into()));
         };
         let sent = std::thread::spawn(move || -> std::io::Result<_> {
@@ -145,7 +144,12 @@ impl<'a> Screen<'a> {
                 return Ok(());
             }
             match self.stream.read(&mut block) {
-                Ok(0) => return Err(Failure::Failed(format!("the terminal ended before {wanted:?}: {:?}", self.seen))),
+                Ok(0) => {
+                    return Err(Failure::Failed(format!(
+                        "the terminal ended before {wanted:?}: {:?}",
+                        self.seen
+                    )));
+                }
                 Ok(n) => self.seen.push_str(&text(&block[..n])),
                 Err(_) => return Err(Failure::Failed(format!("{wanted:?} did not appear: {:?}", self.seen))),
             }
@@ -235,7 +239,10 @@ fn what_sessions_leave_behind() -> Outcome {
 
         // Many, one after another and together.
         let sessions: Result<Vec<_>, _> = (0..20)
-            .map(|n| vm.distribution("a").map(|d| d.exec(&Program::new(["echo".to_owned(), n.to_string()]), Pipes::ALL)))
+            .map(|n| {
+                vm.distribution("a")
+                    .map(|d| d.exec(&Program::new(["echo".to_owned(), n.to_string()]), Pipes::ALL))
+            })
             .collect();
         for (n, session) in sessions?.into_iter().enumerate() {
             let session = vm.check(session)?;

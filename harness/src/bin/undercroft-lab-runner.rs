@@ -1,5 +1,5 @@
 //! Runs a program where KVM works: here if it does, else in the lab. For
-//! `CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER`.
+//! `CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER`. With `--probe` alone it says what the probe found.
 
 use std::os::unix::process::CommandExt;
 use std::process::{Command, ExitCode};
@@ -12,6 +12,10 @@ fn main() -> ExitCode {
         eprintln!("expected a program and its arguments");
         return ExitCode::from(2);
     };
+    if argv == ["--probe"] {
+        println!("{}", undercroft_vmm::probe::probe());
+        return ExitCode::SUCCESS;
+    }
     let Some(reason) = lab::needed() else {
         let error = Command::new(program).args(arguments).exec();
         eprintln!("{}: {error}", program.display());

@@ -15,10 +15,14 @@ const MODULES: &[&str] = &[
     "kernel/virt/lib/irqbypass",
     "kernel/arch/x86/kvm/kvm",
     "kernel/arch/x86/kvm/kvm-amd",
+    "kernel/fs/overlayfs/overlay",
     "kernel/net/core/failover",
     "kernel/drivers/net/net_failover",
     "kernel/drivers/net/virtio_net",
 ];
+
+/// The end of the cached folder's name; changes when other things are taken out of the package.
+const RECIPE: &str = "-2";
 
 const PACKAGE: &str = r"^linux-image-6\.12\.[0-9.]*\+?[a-z0-9]*-cloud-amd64-unsigned$";
 
@@ -46,7 +50,11 @@ fn name(module: &str) -> &str {
 fn cached() -> Option<PathBuf> {
     let folder = cache::dir().ok()?.join("lab");
     let names = fs::read_dir(&folder).ok()?.filter_map(|e| e.ok()?.file_name().into_string().ok());
-    names.filter(|n| n.starts_with("linux-image-")).map(|n| folder.join(n)).filter(|p| p.is_dir()).max()
+    names
+        .filter(|n| n.starts_with("linux-image-") && n.ends_with(RECIPE))
+        .map(|n| folder.join(n))
+        .filter(|p| p.is_dir())
+        .max()
 }
 
 fn fetch() -> Result<PathBuf, LabError> {
@@ -59,7 +67,7 @@ fn fetch() -> Result<PathBuf, LabError> {
         .to_owned();
     eprintln!("the lab's kernel, {package}, is fetched once (34 MB)");
     let mut failure = None;
-    let made = cache::obtain("lab", &package, |folder| {
+    let made = cache::obtain("lab", &format!("{package}{RECIPE}"), |folder| {
         unpack(&package, folder).map_err(|e| {
             failure = Some(e);
             undercroft_kernel_config::Error::NoCache

@@ -11,9 +11,9 @@
 //!
 //! L1 is a QEMU without acceleration whose processor has AMD's SVM, with Debian's 6.12 cloud kernel and its unmodified
 //! KVM. In it the host's files are at their own paths: read-only, but for the work tree, the target directory and the
-//! cache; `/tmp`, `/run` and `/dev/shm` are its own and empty at first. So a program that was built on the host runs in
-//! it as it is. The first command starts the lab (some five seconds) and it stays for the next ones, until nothing has
-//! run in it for a quarter of an hour.
+//! cache; `/run` and `/dev/shm` are its own, and `/tmp` shows the host's and keeps what is written to itself. So a
+//! program that was built on the host runs in it as it is. The first command starts the lab (some five seconds) and it
+//! stays for the next ones, until nothing has run in it for a quarter of an hour.
 
 mod client;
 mod environment;

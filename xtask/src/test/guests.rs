@@ -8,23 +8,25 @@ use std::{
 
 use anyhow::{Context as _, bail};
 use undercroft_harness::{
-    lab,
+    archive::Archive,
+    guest, lab,
     outcome::{Ending, Record},
     suite::{self, Suite},
 };
 
 use super::steps::Context;
-use crate::workspace_root;
+use crate::{boot, kernel, packages::{self, Group}, workspace_root};
 
 pub(super) fn run(context: &mut Context) -> anyhow::Result<()> {
     let target = workspace_root().join("target");
     let results = target.join("guest-results.jsonl");
     let _ = fs::remove_file(&results);
 
+    packages::ensure(Group::Tests)?;
     println!("building the guest's binaries, the VMM and the tests");
     let tests = test_binaries()?;
     context.wait_for_kernel()?;
-    let suite = Suite::prepare(|line| println!("{line}")).context("preparing kernels and distributions")?;
+    let suite = prepare().context("preparing kernels and distributions")?;
     let set = target.join("guest-suite.json");
     suite.write(&set)?;
 
@@ -42,7 +44,7 @@ pub(super) fn run(context: &mut Context) -> anyhow::Result<()> {
         arguments.extend(context.filter.clone());
         let environment = [(suite::SET, set.display().to_string()), (suite::RESULTS, results.display().to_string())];
         let status = match &lab {
-            Some(lab) => lab.command(&arguments).envs(environment).status().context("the lab")?,
+            Some(lab) => lab.command(&arguments).envs(environment).stdin_null().status().context("the lab")?.code().into(),
             None => Command::new(binary)
                 .args(&arguments[1..])
                 .envs(environment)
@@ -57,6 +59,25 @@ pub(super) fn run(context: &mut Context) -> anyhow::Result<()> {
     }
     summarise(&results, context)?;
     if failed.is_empty() { Ok(()) } else { bail!("guest tests failed in {}", failed.join(", ")) }
+}
+
+/// Makes or finds what the tests start from.
+fn prepare() -> anyhow::Result<Suite> {
+    let target = guest::target();
+    let logs = target.join("guest-logs");
+    fs::create_dir_all(&logs)?;
+    let busybox = target.join("busybox.tar");
+    Archive::busybox("for tests")?.write(&busybox)?;
+    let cache = undercroft_kernel_config::cache::dir()?;
+    Ok(Suite {
+        stock: kernel::stock()?,
+        tuned: kernel::tuned()?,
+        guest: guest::build()?,
+        vmm: boot::programs::vmm()?,
+        busybox,
+        debian: boot::debian::archive(&cache)?,
+        logs,
+    })
 }
 
 /// Builds the harness's test binaries; their names and paths, in order.

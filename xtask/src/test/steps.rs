@@ -9,7 +9,7 @@ use std::{
 use anyhow::{Context as _, bail};
 
 use super::guests;
-use crate::{packages, workspace_root};
+use crate::{packages::{self, Group}, workspace_root};
 
 /// One step.
 pub(super) struct Step {
@@ -41,7 +41,6 @@ pub(super) struct Context {
 
 impl Context {
     pub(super) fn new(filter: Option<String>) -> anyhow::Result<Self> {
-        packages::ensure("test")?;
         Ok(Self { kernel: None, filter, notes: Vec::new() })
     }
 
@@ -101,7 +100,7 @@ fn cargo(arguments: &[&str]) -> Command {
 }
 
 fn kernel(context: &mut Context) -> anyhow::Result<()> {
-    packages::ensure("kernel-build")?;
+    packages::ensure(Group::KernelBuild)?;
     let log = workspace_root().join("target/kernel-build.log");
     let file = File::create(&log).with_context(|| log.display().to_string())?;
     let child = Command::new(std::env::current_exe()?)
@@ -141,7 +140,7 @@ fn budget(context: &mut Context) -> anyhow::Result<()> {
 const CARGO_DENY: &str = "0.20.2";
 
 fn deny(context: &mut Context) -> anyhow::Result<()> {
-    let tools = undercroft_kernel_config::cache::dir().join("tools");
+    let tools = undercroft_kernel_config::cache::dir()?.join("tools");
     let ours = tools.join("bin/cargo-deny");
     let found = |program: &std::path::Path| Command::new(program).arg("--version").output().is_ok_and(|o| o.status.success());
     let program = if found("cargo-deny".as_ref()) {

@@ -36,12 +36,13 @@ pub(crate) fn spawn(number: u32, start: &Start) -> Result<Child, String> {
     command.envs(start.environment.iter().map(|(k, v)| (OsStr::from_bytes(k), OsStr::from_bytes(v))));
     if !start.directory.is_dir() {
         return Err(format!(
-            "{} does not exist in the lab, where the host's files are at their own paths, but /tmp, /run and /dev/shm are empty",
+            "{} does not exist in the lab, where the host's files are at their own paths, but for those in /run and /dev/shm",
             start.directory.display()
         ));
     }
     command.current_dir(&start.directory);
 
+    make_runtime_folder(start);
     let group = make_group(number);
     let mut ours = [None, None, None];
     match start.terminal {
@@ -103,6 +104,15 @@ pub(crate) fn spawn(number: u32, start: &Start) -> Result<Child, String> {
         stdout: child.stdout.take().map(OwnedFd::from).or(stdout),
         stderr: child.stderr.take().map(OwnedFd::from).or(stderr),
     })
+}
+
+/// What `XDG_RUNTIME_DIR` names, which logging in would have made.
+fn make_runtime_folder(start: &Start) {
+    let folder = Path::new("/run/user").join(start.uid.to_string());
+    if !folder.exists() && std::fs::create_dir_all(&folder).is_ok() {
+        let _ = nix::unistd::chown(&folder, Some(start.uid.into()), Some(start.gid.into()));
+        let _ = std::fs::set_permissions(&folder, std::fs::Permissions::from_mode(0o700));
+    }
 }
 
 fn make_group(number: u32) -> Option<PathBuf> {

@@ -44,7 +44,7 @@ pub(crate) fn prepare() -> Result<String, AgentError> {
     place("devpts", "devpts", "/dev/pts", nothing, "ptmxmode=0666,mode=0620,gid=5")?;
     place("tmpfs", "tmpfs", "/dev/shm", nothing, "mode=1777")?;
     place("tmpfs", "tmpfs", "/run", nothing, "mode=0755")?;
-    place("tmpfs", "tmpfs", "/tmp", nothing, "mode=1777")?;
+    temporary()?;
     place("cgroup2", "cgroup2", "/sys/fs/cgroup", nothing, "")?;
     fs::create_dir(child::GROUPS).map_err(|e| AgentError::at(child::GROUPS, e))?;
     for (n, path) in mounts.writable.iter().enumerate() {
@@ -62,6 +62,22 @@ pub(crate) fn prepare() -> Result<String, AgentError> {
         println!("lab agent: no network: {error}");
     }
     Ok(nonce)
+}
+
+/// `/tmp`: what the host has in it can be read, so that a file that is named on a command line is found; what is written
+/// stays in L1's memory.
+fn temporary() -> Result<(), AgentError> {
+    let layers = "lowerdir=/tmp,upperdir=/run/tmp/upper,workdir=/run/tmp/work";
+    let folders = ["/run/tmp/upper", "/run/tmp/work"].iter().try_for_each(fs::create_dir_all);
+    let mode = fs::Permissions::from_mode(0o1777);
+    let stacked = folders
+        .and_then(|()| fs::set_permissions("/run/tmp/upper", mode))
+        .map_err(|e| AgentError::at("/run/tmp", e))
+        .and_then(|()| place("overlay", "overlay", "/tmp", MsFlags::empty(), layers));
+    stacked.or_else(|error| {
+        println!("lab agent: the host's /tmp is not visible: {error}");
+        place("tmpfs", "tmpfs", "/tmp", MsFlags::empty(), "mode=1777")
+    })
 }
 
 /// Mounts, making the mount point if it is missing and can be made.

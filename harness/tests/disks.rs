@@ -1,0 +1,143 @@
+//! Disks come and go while the VM runs; what is written is kept, what is read-only stays so, what is freed goes back.
+
+use std::{
+    fs::{self, File},
+    os::unix::fs::MetadataExt,
+};
+
+use rstest::rstest;
+use undercroft::{NewDisk, disk::DEFAULT_SIZE};
+use undercroft_harness::{
+    outcome::Outcome,
+    vm::{Kernel, boot, guest_test},
+};
+use undercroft_vmm::config::DiskConfig;
+
+#[rstest]
+fn sixty_four_at_once(#[values(Kernel::Stock, Kernel::Tuned)] kernel: Kernel) -> Outcome {
+    guest_test(|suite| {
+        let vm = boot(suite, kernel).distro("a", &suite.busybox).start()?;
+        let path = vm.scratch().join("small.raw");
+        let mut attached = Vec::new();
+        for number in 0..64u8 {
+            let path = path.with_file_name(format!("small-{number}.raw"));
+            // Each says who it is in its first bytes.
+            let mut content = vec![number; 512];
+            content.resize(1 << 20, 0);
+            fs::write(&path, content)?;
+            let file = File::options().read(true).write(true).open(&path)?;
+            attached.push(vm.check(vm.machine().attach_disk(&file, false))?);
+        }
+        let count = "ls -d /sys/block/sd* | wc -l";
+        let before: usize = vm.read("a", count)?.parse().expect("a number");
+        assert!(before >= 65, "{before} disks are there");
+        // The first 64 that are a MiB large, by their first byte: all different, none missing.
+        let sizes = "for d in /sys/block/sd*; do [ $(cat $d/size) = 2048 ] && echo ${d##*/}; done | wc -l";
+        assert_eq!(vm.read("a", sizes)?, "64");
+        for disk in attached {
+            vm.check(vm.machine().detach_disk(disk))?;
+        }
+        let after: usize = vm.read("a", count)?.parse().expect("a number");
+        assert_eq!(after, before - 64);
+        // Their places can be taken again.
+        let file = File::options().read(true).write(true).open(path.with_file_name("small-0.raw"))?;
+        let again = vm.check(vm.machine().attach_disk(&file, false))?;
+        vm.check(vm.machine().detach_disk(again))?;
+        vm.power_off()
+    })
+}
+
+/// The guest is root and may try what it likes: the VMM refuses, and the file is as it was.
+#[rstest]
+fn read_only_is_enforced_outside_the_guest(
+    #[values(Kernel::Stock, Kernel::Tuned)] kernel: Kernel,
+) -> Outcome {
+    guest_test(|suite| {
+        let host = tempfile::tempdir()?;
+        let (blk, scsi) = (host.path().join("blk.raw"), host.path().join("scsi.raw"));
+        for path in [&blk, &scsi] {
+            fs::write(path, vec![0x5a; 1 << 20])?;
+        }
+        let vm = boot(suite, kernel)
+            .with(|c| {
+                c.disks = vec![DiskConfig { path: blk.clone(), read_only: true, serial: "rom".into() }];
+            })
+            .distro("a", &suite.busybox)
+            .start()?;
+        let address = vm.check(vm.machine().attach_disk(&File::open(&scsi)?, true))?;
+        let device = "for d in /sys/block/sd*; do [ $(cat $d/size) = 2048 ] && echo /dev/${d##*/}; done";
+        let sd = vm.read("a", device)?;
+        for (device, file) in [("/dev/vda", &blk), (sd.as_str(), &scsi)] {
+            // Even with the kernel's own flag taken away.
+            let script = format!(
+                "blockdev --setrw {device}; dd if=/dev/zero of={device} bs=4096 count=1 conv=fsync 2>&1"
+            );
+            assert_ne!(vm.sh("a", &script)?.status.shell(), 0, "{device} took a write");
+            assert_eq!(vm.read("a", &format!("head -c 4 {device}"))?, "ZZZZ");
+            assert!(fs::read(file)?.iter().all(|b| *b == 0x5a), "{} was written to", file.display());
+        }
+        vm.check(vm.machine().detach_disk(address))?;
+        vm.power_off()
+    })
+}
+
+#[rstest]
+fn what_a_distribution_deletes_goes_back_to_the_host(
+    #[values(Kernel::Stock, Kernel::Tuned)] kernel: Kernel,
+) -> Outcome {
+    const MIB: u64 = 1 << 20;
+    guest_test(|suite| {
+        let vm = boot(suite, kernel).distro("a", &suite.busybox).start()?;
+        let held =
+            || Ok::<_, std::io::Error>(fs::metadata(vm.disk("a").expect("it is there"))?.blocks() * 512);
+        let before = held()?;
+        vm.read("a", "dd if=/dev/urandom of=/root/large bs=1M count=48 conv=fsync 2>/dev/null")?;
+        let full = held()?;
+        assert!(full >= before + 48 * MIB, "{before} → {full}");
+        vm.read("a", "rm /root/large; sync; fstrim / || true; sync; sleep 1; sync")?;
+        let after = held()?;
+        assert!(after < before + 16 * MIB, "{before} → {full} → {after}: the disk keeps what was deleted");
+        vm.power_off()
+    })
+}
+
+/// What was fsynced is there after the machine was killed.
+#[rstest]
+fn fsync_survives_a_kill(#[values(Kernel::Stock, Kernel::Tuned)] kernel: Kernel) -> Outcome {
+    guest_test(|suite| {
+        let vm = boot(suite, kernel).distro("a", &suite.busybox).start()?;
+        let disk = vm.disk("a")?.to_path_buf();
+        let copy = tempfile::tempdir()?;
+        let kept = copy.path().join("kept.raw");
+        vm.read("a", "echo precious > /root/f; sync /root/f; sync")?;
+        let pid = vm.machine().vmm_pid().expect("it runs").to_string();
+        duct::cmd!("kill", "-9", &pid).run()?;
+        vm.machine().wait();
+        duct::cmd!("cp", "--sparse=always", &disk, &kept).run()?;
+        drop(vm);
+
+        let vm = boot(suite, kernel).start()?;
+        let file = File::options().read(true).write(true).open(&kept)?;
+        let address = vm.check(vm.machine().attach_disk(&file, false))?;
+        let launched = vm.check(vm.machine().launch("a", "a", address))?;
+        let session =
+            vm.check(launched.exec(&undercroft::Program::new(["cat", "/root/f"]), undercroft::Pipes::ALL))?;
+        assert_eq!(vm.check(session.output(""))?.stdout, b"precious\n");
+        vm.power_off()
+    })
+}
+
+#[test]
+fn a_disk_has_one_writer() -> Outcome {
+    guest_test(|suite| {
+        let vm = boot(suite, Kernel::Tuned).start()?;
+        let disk = vm.check(NewDisk::create(&vm.scratch().join("d.raw"), DEFAULT_SIZE))?;
+        let path = vm.scratch().join("d.raw");
+        vm.check(vm.machine().attach_disk(disk.file(), false))?;
+        vm.check(disk.keep())?;
+        let second = File::options().read(true).write(true).open(&path)?;
+        let refused = vm.machine().attach_disk(&second, false).expect_err("it has a writer");
+        assert!(refused.to_string().contains("in use"), "{refused}");
+        vm.power_off()
+    })
+}
