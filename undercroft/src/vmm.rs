@@ -21,9 +21,11 @@ use nix::sys::{
     signal::{Signal, kill},
     socket::{ControlMessage, MsgFlags, sendmsg},
 };
-use serde_json::{Value, json};
 use undercroft_protocol::opening::Mark;
-use undercroft_vmm::MachineConfig;
+use undercroft_vmm::{
+    End, MachineConfig,
+    control::{Action, Event, Message, Request, Started},
+};
 
 use crate::{
     board::Board,
@@ -116,6 +118,9 @@ impl Vmm {
         let process = Arc::new(Process { pid: Mutex::new(None), why: Mutex::new(None) });
         let (started, start) = mpsc::channel();
         let (shared, told) = (process.clone(), board.clone());
+        let reader = control.try_clone().map_err(failed("read the VMM's control socket"))?;
+        let listening = board.clone();
+        let listener = spawn("vmm control", move || read_control(reader, &listening))?;
         let waiter = spawn("vmm process", move || {
             let child = command.spawn();
             // Only the VMM itself holds its ends now: when it dies, this side sees the end.
@@ -135,6 +140,9 @@ impl Vmm {
             }
             *shared.pid.lock().unwrap_or_else(PoisonError::into_inner) = None;
             let status = child.wait();
+            // What it said last has been heard when its end of the socket is closed, as it now is. A listener that
+            // panicked has said so itself.
+            let _ = listener.join();
             let why = shared.why.lock().unwrap_or_else(PoisonError::into_inner).take();
             let console = told.console();
             told.update(|state| {
@@ -151,9 +159,6 @@ impl Vmm {
         // A VMM that died already says so by its end, not by this broken pipe.
         let _ = config_writer.write_all(&text);
         drop(config_writer);
-        let reader = control.try_clone().map_err(failed("read the VMM's control socket"))?;
-        let told = board.clone();
-        spawn("vmm control", move || read_control(reader, &told))?;
         Ok(Self {
             board: board.clone(),
             process,
@@ -179,29 +184,29 @@ impl Vmm {
         disk: BorrowedFd<'_>,
         limit: Duration,
     ) -> Result<()> {
-        let what = json!({"attach": {"lun": lun, "read_only": read_only}});
-        self.ask("attach a disk", &what, Some(disk), limit)
+        self.ask("attach a disk", Action::Attach { lun, read_only }, Some(disk), limit)
     }
 
     pub(crate) fn detach(&self, lun: u16, limit: Duration) -> Result<()> {
-        self.ask("detach a disk", &json!({"detach": {"lun": lun}}), None, limit)
+        self.ask("detach a disk", Action::Detach { lun }, None, limit)
     }
 
     fn ask(
         &self,
         what: &'static str,
-        request: &Value,
+        action: Action,
         fd: Option<BorrowedFd<'_>>,
         limit: Duration,
     ) -> Result<()> {
         let id = self.next.fetch_add(1, Ordering::Relaxed);
-        let mut line = json!({"id": id, "do": request}).to_string();
-        line.push('\n');
+        let mut line = serde_json::to_vec(&Request { id, action })
+            .map_err(|e| Error::System { what: "write down a request to the VMM", source: e.into() })?;
+        line.push(b'\n');
         self.board.update(|state| state.vmm_replies.insert(id, None));
         {
             let mut control = self.control.lock().unwrap_or_else(PoisonError::into_inner);
             // A VMM that is gone says so by its end.
-            let _ = send(&mut control, line.as_bytes(), fd);
+            let _ = send(&mut control, &line, fd);
         }
         let answer = self.board.wait("an answer of the VMM", Some(limit), |state| {
             let answer = state.vmm_replies.get_mut(&id)?.take()?;
@@ -271,30 +276,49 @@ fn read_control(control: UnixStream, board: &Board) {
             // Its end; the thread that waits for the process tells.
             _ => return,
         }
-        if let Ok(message) = serde_json::from_slice::<Value>(&line) {
-            hear(&message, board);
+        // What a newer VMM says besides is of no interest here.
+        if let Ok(message) = serde_json::from_slice::<Message>(&line) {
+            hear(message, board);
         }
     }
 }
 
-fn hear(message: &Value, board: &Board) {
-    if let Some(id) = message.get("id").and_then(Value::as_u64) {
-        let outcome = match message.get("error") {
-            Some(error) => Err(error.as_str().map_or_else(|| error.to_string(), String::from)),
-            None => Ok(()),
-        };
-        return board.update(|state| {
+fn hear(message: Message, board: &Board) {
+    board.update(|state| match message {
+        Message::Done { id, .. } => {
             if let Some(place @ None) = state.vmm_replies.get_mut(&id) {
-                *place = Some(outcome);
+                *place = Some(Ok(()));
             }
-        });
-    }
-    let Some(event) = message.get("event") else { return };
-    if let Some(Value::Object(moments)) = event.get("started") {
-        let marks = moments.iter().filter_map(|(name, at)| {
-            let mark = Mark { name: name.replace('_', " "), boottime_ns: 0, realtime_ns: at.as_u64()? };
-            Some(("vmm", mark))
-        });
-        board.update(|state| state.marks.extend(marks));
-    }
+        }
+        Message::Failed { id, error } => {
+            if let Some(place @ None) = state.vmm_replies.get_mut(&id) {
+                *place = Some(Err(error));
+            }
+        }
+        Message::Event { event: Event::Started(Started { process, vm, kernel, vcpu }) } => {
+            let moments = [
+                ("process started", process),
+                ("VM made", vm),
+                ("kernel loaded", kernel),
+                ("first vCPU runs", vcpu),
+            ];
+            state.marks.extend(
+                moments.map(|(name, realtime_ns)| {
+                    ("vmm", Mark { name: name.into(), boottime_ns: 0, realtime_ns })
+                }),
+            );
+        }
+        Message::Event { event: Event::Ended(ended) } => {
+            state.vmm_end = Some(match ended.end {
+                End::PowerOff => Cause::PowerOff,
+                End::Reset => Cause::Reset,
+                End::GuestPanic(line) => Cause::GuestPanic(crate::console::printable(&line)),
+                End::TripleFault => Cause::TripleFault,
+                End::InternalError { suberror, rip, detail } => {
+                    Cause::Internal(format!("{detail} (suberror {suberror}, rip {rip:#x})"))
+                }
+                End::Killed => Cause::Stopped,
+            });
+        }
+    });
 }
