@@ -104,6 +104,15 @@ pub enum RequestError {
     Io(io::Error),
 }
 
+impl RequestError {
+    /// Says on the VMM's standard error what is the host's trouble and not the guest's.
+    pub(super) fn report(&self) {
+        if let Self::Io(_) | Self::NoSpace = self {
+            eprintln!("undercroft-vmm: a request to a disk failed: {self}");
+        }
+    }
+}
+
 impl From<io::Error> for RequestError {
     fn from(error: io::Error) -> Self {
         match error.raw_os_error() {

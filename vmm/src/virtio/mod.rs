@@ -18,12 +18,15 @@ pub mod event_loop;
 pub mod mmio;
 pub mod queue;
 pub mod rng;
+pub mod scsi;
 pub mod transport;
 pub mod vsock;
 
 mod guest_io;
 #[cfg(test)]
 mod testing;
+#[cfg(test)]
+mod transport_tests;
 mod worker;
 
 pub use device::{Activation, Interrupt, VirtioDevice};

@@ -30,15 +30,15 @@ impl fmt::Debug for Worker {
 const STOP: u64 = u64::MAX;
 
 impl Worker {
-    /// Starts a thread called `name`, on which `work` is called with a queue whenever its doorbell has rung, and once
-    /// with each at the beginning.
+    /// Starts a thread called `name`, on which `work` is called with all queues whenever a doorbell has rung, and once
+    /// at the beginning. It should end soon when the function that it is given says that the worker is stopped.
     ///
     /// # Errors
     /// There is no thread or file descriptor to be had.
     pub(super) fn start(
         name: &str,
         mut queues: Vec<VirtQueue>,
-        mut work: impl FnMut(&mut VirtQueue, &dyn Fn() -> bool) + Send + 'static,
+        mut work: impl FnMut(&mut [VirtQueue], &dyn Fn() -> bool) + Send + 'static,
     ) -> io::Result<Self> {
         let stop = EventFd::new(EFD_NONBLOCK)?;
         let epoll = Epoll::new()?;
@@ -54,9 +54,7 @@ impl Worker {
         let stopped = flag.clone();
         let thread = confine::spawn(ThreadKind::Disk, name, move || {
             let is_stopped = || stopped.load(Ordering::Acquire);
-            for queue in &mut queues {
-                work(queue, &is_stopped);
-            }
+            work(&mut queues, &is_stopped);
             let mut events = [EpollEvent::default(); 8];
             while !is_stopped() {
                 let count = match epoll.wait(-1, &mut events) {
@@ -68,11 +66,11 @@ impl Worker {
                     }
                 };
                 for event in &events[..count] {
-                    if let Some(queue) = usize::try_from(event.data()).ok().and_then(|i| queues.get_mut(i)) {
+                    if let Some(queue) = usize::try_from(event.data()).ok().and_then(|i| queues.get(i)) {
                         queue.heard();
-                        work(queue, &is_stopped);
                     }
                 }
+                work(&mut queues, &is_stopped);
             }
         })?;
         Ok(Self { stop, is_stopped: flag, thread: Some(thread) })

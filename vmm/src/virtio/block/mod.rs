@@ -109,8 +109,8 @@ impl VirtioDevice for Block {
             self.writeback.store(false, Ordering::Relaxed);
         }
         let requests = Requests { disk: self.disk.clone(), writeback: self.writeback.clone() };
-        let worker = Worker::start(&self.name, vec![queue], move |queue, is_stopped| {
-            work_off_until(queue, is_stopped, |memory, chain| Some(requests.work(memory, chain)));
+        let worker = Worker::start(&self.name, vec![queue], move |queues, is_stopped| {
+            work_off_until(&mut queues[0], is_stopped, |memory, chain| Some(requests.work(memory, chain)));
         });
         self.worker = Some(worker.map_err(cannot("start a disk's thread"))?);
         Ok(())

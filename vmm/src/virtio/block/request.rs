@@ -16,7 +16,7 @@ pub(super) struct Requests {
     pub(super) writeback: Arc<AtomicBool>,
 }
 
-/// Why a request was not done: its status, and whether any byte of it counts.
+/// Why a request was not done: its status.
 enum Refusal {
     Failed,
     Unsupported,
@@ -24,10 +24,7 @@ enum Refusal {
 
 impl From<RequestError> for Refusal {
     fn from(error: RequestError) -> Self {
-        // The guest learns no more than that; what is the host's trouble is said there.
-        if let RequestError::Io(_) | RequestError::NoSpace = error {
-            eprintln!("undercroft-vmm: a request to a disk failed: {error}");
-        }
+        error.report();
         Self::Failed
     }
 }
