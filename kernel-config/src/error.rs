@@ -119,6 +119,14 @@ pub enum Error {
         /// Fragment and line of its second.
         second: String,
     },
+    /// An optional fragment that does not exist.
+    #[error("there is no optional fragment {name}; there are: {}", known.join(", "))]
+    NoFragment {
+        /// What was asked for.
+        name: String,
+        /// Those that exist.
+        known: Vec<&'static str>,
+    },
     /// Options that Kconfig did not take over as asked.
     #[error("{}", crate::merge::describe_lost(lost))]
     Lost {
