@@ -293,7 +293,7 @@ mod tests {
 
     #[test]
     fn a_stranger_is_told_by_the_header() {
-        assert_eq!(decode_all(&[b"GET / HTTP/1.1\r\n"]), Err(WireError::NotOurs(*b"TTP")));
+        assert_eq!(decode_all(&[b"GET / HTTP/1.1\r\n"]), Err(WireError::NotOurs(*b"P/1")));
     }
 
     #[test]

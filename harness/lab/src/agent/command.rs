@@ -57,8 +57,8 @@ impl Command {
         self.pid
     }
 
-    pub(crate) fn obey(&mut self, number: u32, message: Message, port: &mut Pump) {
-        match message {
+    pub(crate) fn obey(&mut self, number: u32, message: &Message, port: &mut Pump) {
+        match *message {
             Message::End(Stream::Stdin) => {
                 self.stdin_ends = true;
                 self.feed(number, port);

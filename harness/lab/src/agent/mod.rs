@@ -173,7 +173,7 @@ impl Agent {
             },
             Payload::Message(message) => {
                 if let Some(command) = self.commands.get_mut(&n) {
-                    command.obey(n, message, &mut self.port);
+                    command.obey(n, &message, &mut self.port);
                 }
             }
             Payload::Data(_, bytes) => {

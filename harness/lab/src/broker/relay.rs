@@ -98,13 +98,13 @@ impl Relay {
         }
         let happened: Vec<bool> = fds.iter().map(|f| f.revents().is_some_and(|r| !r.is_empty())).collect();
         if happened[0] {
-            self.from_agent().map_err(Over::Broken)?;
+            self.hear_agent().map_err(Over::Broken)?;
         }
         if happened[1] {
             self.accept();
         }
         for (&number, _) in numbers.iter().zip(&happened[3..]).filter(|(_, h)| **h) {
-            self.from_client(number)?;
+            self.hear_client(number)?;
         }
         self.agent.flush().map_err(Over::Broken)?;
         let gone: Vec<u32> = self
@@ -140,7 +140,7 @@ impl Relay {
         }
     }
 
-    fn from_agent(&mut self) -> Result<(), PumpError> {
+    fn hear_agent(&mut self) -> Result<(), PumpError> {
         if !self.agent.fill(1 << 20)? {
             return Err(std::io::Error::from(std::io::ErrorKind::UnexpectedEof).into());
         }
@@ -156,7 +156,7 @@ impl Relay {
         Ok(())
     }
 
-    fn from_client(&mut self, number: u32) -> Result<(), Over> {
+    fn hear_client(&mut self, number: u32) -> Result<(), Over> {
         let Some(client) = self.clients.get_mut(&number) else { return Ok(()) };
         let open = client.pump.fill(1 << 20).unwrap_or(false);
         loop {
