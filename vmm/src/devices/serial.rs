@@ -1,7 +1,7 @@
 //! The 16550 at port 0x3f8, and what it prints to.
 
 use std::fs::{File, OpenOptions};
-use std::io::{self, Write};
+use std::io::{self, IsTerminal, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -68,9 +68,14 @@ pub fn output(output: &Output) -> io::Result<Option<OwnedFd>> {
 }
 
 /// Where the serial port's output goes.
+///
+/// The guest writes it byte by byte. To a terminal each byte is written on; elsewhere they are collected to lines, which saves a
+/// system call a byte.
 #[derive(Debug)]
 pub struct Console {
     out: Option<File>,
+    by_line: bool,
+    line: Vec<u8>,
     watch: PanicWatch,
 }
 
@@ -80,22 +85,40 @@ impl Console {
     /// # Errors
     /// [`output`]'s.
     pub fn open(to: &Output, watch: PanicWatch) -> io::Result<Self> {
-        Ok(Self { out: output(to)?.map(File::from), watch })
+        let out = output(to)?.map(File::from);
+        let by_line = out.as_ref().is_some_and(|out| !out.is_terminal());
+        Ok(Self { out, by_line, line: Vec::new(), watch })
+    }
+
+    fn write_line(&mut self) {
+        if let Some(out) = &mut self.out {
+            // That nobody reads any more, or that a disk is full, is not the guest's affair.
+            let _ = out.write_all(&self.line);
+        }
+        self.line.clear();
     }
 }
 
 impl Write for Console {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         self.watch.look(bytes);
-        if let Some(out) = &mut self.out {
-            // That nobody reads any more, or that a disk is full, is not the guest's affair.
-            let _ = out.write_all(bytes);
+        if self.out.is_some() {
+            self.line.extend_from_slice(bytes);
+            if !self.by_line || self.line.len() >= LINE_MAX || bytes.contains(&b'\n') {
+                self.write_line();
+            }
         }
         Ok(bytes.len())
     }
 
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
+    }
+}
+
+impl Drop for Console {
+    fn drop(&mut self) {
+        self.write_line();
     }
 }
 

@@ -106,8 +106,25 @@ pub const fn virtio_address(index: usize) -> u64 {
     VIRTIO_MMIO + index as u64 * VIRTIO_MMIO_SIZE
 }
 
+/// The real-time clock's interrupt line; a driver that looks for the clock wants it for itself.
+pub const IRQ_RTC: u64 = 0x8;
+
 /// The interrupt line of the virtio device number `index`. When all are taken they are shared: they are edges, and the
 /// driver asks every device on the line.
 pub const fn virtio_irq(index: usize) -> u32 {
-    (IRQ_VIRTIO_FIRST + index as u64 % (IRQ_VIRTIO_LAST + 1 - IRQ_VIRTIO_FIRST)) as u32
+    let lines = IRQ_VIRTIO_LAST - IRQ_VIRTIO_FIRST;
+    let line = IRQ_VIRTIO_FIRST + index as u64 % lines;
+    (if line >= IRQ_RTC { line + 1 } else { line }) as u32
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn virtio_devices_take_every_line_but_the_clocks() {
+        let lines: Vec<u32> = (0..18).map(virtio_irq).collect();
+        assert_eq!(lines, [5, 6, 7, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23]);
+        assert_eq!(virtio_irq(18), 5);
+    }
 }
