@@ -53,39 +53,51 @@ impl Group {
 
     fn needs(self) -> &'static [Need] {
         match self {
-            Self::Lab => &[
-                need(&["qemu-system-x86_64"], "qemu-system-x86"),
-                need(&["/usr/share/qemu/qboot.rom"], "qemu-system-data"),
-                need(
-                    &["/usr/lib/qemu/virtiofsd", "/usr/libexec/virtiofsd", "virtiofsd"],
-                    "qemu-system-common",
-                ),
-                need(&["apt-get"], "apt"),
-                need(&["dpkg-deb"], "dpkg"),
-            ],
-            Self::StockKernel => &[
-                need(&["apt-get"], "apt"),
-                need(&["dpkg-deb"], "dpkg"),
-                need(&["mke2fs"], "e2fsprogs"),
-            ],
-            Self::KernelBuild => &[
-                need(&["gcc"], "gcc"),
-                need(&["make"], "make"),
-                need(&["flex"], "flex"),
-                need(&["bison"], "bison"),
-                need(&["bc"], "bc"),
-                need(&["perl"], "perl"),
-                need(&["xz"], "xz-utils"),
-                need(&["/usr/include/gelf.h"], "libelf-dev"),
-                need(&["mke2fs"], "e2fsprogs"),
-            ],
-            Self::Debian => &[
-                need(&["mmdebstrap"], "mmdebstrap"),
-                need(&["newuidmap"], "uidmap"),
-                need(&["/usr/share/keyrings/debian-archive-keyring.gpg"], "debian-archive-keyring"),
-            ],
-            Self::Disk => &[need(&["mke2fs"], "e2fsprogs")],
-            Self::Tests => &[need(&["/bin/busybox"], "busybox-static"), need(&["mke2fs"], "e2fsprogs")],
+            Self::Lab => {
+                const {
+                    &[
+                        need(&["qemu-system-x86_64"], "qemu-system-x86"),
+                        need(&["/usr/share/qemu/qboot.rom"], "qemu-system-data"),
+                        need(
+                            &["/usr/lib/qemu/virtiofsd", "/usr/libexec/virtiofsd", "virtiofsd"],
+                            "qemu-system-common",
+                        ),
+                        need(&["apt-get"], "apt"),
+                        need(&["dpkg-deb"], "dpkg"),
+                    ]
+                }
+            }
+            Self::StockKernel => {
+                const { &[need(&["apt-get"], "apt"), need(&["dpkg-deb"], "dpkg"), need(&["mke2fs"], "e2fsprogs")] }
+            }
+            Self::KernelBuild => {
+                const {
+                    &[
+                        need(&["gcc"], "gcc"),
+                        need(&["make"], "make"),
+                        need(&["flex"], "flex"),
+                        need(&["bison"], "bison"),
+                        need(&["bc"], "bc"),
+                        need(&["perl"], "perl"),
+                        need(&["xz"], "xz-utils"),
+                        need(&["/usr/include/gelf.h"], "libelf-dev"),
+                        need(&["mke2fs"], "e2fsprogs"),
+                    ]
+                }
+            }
+            Self::Debian => {
+                const {
+                    &[
+                        need(&["mmdebstrap"], "mmdebstrap"),
+                        need(&["newuidmap"], "uidmap"),
+                        need(&["/usr/share/keyrings/debian-archive-keyring.gpg"], "debian-archive-keyring"),
+                    ]
+                }
+            }
+            Self::Disk => const { &[need(&["mke2fs"], "e2fsprogs")] },
+            Self::Tests => {
+                const { &[need(&["/bin/busybox"], "busybox-static"), need(&["mke2fs"], "e2fsprogs")] }
+            }
         }
     }
 

@@ -1,0 +1,108 @@
+//! The Debian that `cargo xtask boot` has when nobody names another: made once by mmdebstrap, kept as a tar archive.
+
+use std::{
+    fs::{self, File},
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+};
+
+use anyhow::{Context, bail};
+use undercroft_kernel_config::cache;
+
+use crate::packages::{self, Group};
+
+/// What a person expects to find beyond the smallest Debian.
+const PACKAGES: &str = "procps,vim-tiny,less,iproute2,iputils-ping,ca-certificates";
+
+/// The archive's path, made if it is not there.
+pub(crate) fn archive(cache: &Path) -> anyhow::Result<PathBuf> {
+    let suite = suite();
+    let directory = cache.join("distros");
+    fs::create_dir_all(&directory).with_context(|| format!("cannot create {}", directory.display()))?;
+    let archive = directory.join(format!("debian-{suite}.tar"));
+    if archive.exists() {
+        return Ok(archive);
+    }
+    packages::ensure(Group::Debian)?;
+    let _lock = cache::lock(&directory.join(format!(".debian-{suite}.lock")))?;
+    if archive.exists() {
+        return Ok(archive);
+    }
+    let root = nix::unistd::geteuid().is_root();
+    if !root {
+        can_map_users()?;
+    }
+    eprintln!("making a Debian {suite} with mmdebstrap (once; about a minute)");
+    let partial = Partial(directory.join(format!(".debian-{suite}.tar.partial")));
+    let out = File::create(&partial.0).with_context(|| format!("cannot create {}", partial.0.display()))?;
+    let output = Command::new("mmdebstrap")
+        .arg(if root { "--mode=root" } else { "--mode=unshare" })
+        .args(["--quiet", "--variant=minbase", "--format=tar"])
+        .arg(format!("--include={PACKAGES}"))
+        // What mmdebstrap copies from this host is not this distribution's.
+        .arg("--customize-hook=rm -f \"$1/etc/hostname\" \"$1/etc/resolv.conf\"")
+        .arg(&suite)
+        .arg("-")
+        .env("LC_ALL", "C.UTF-8")
+        // Its files belong to a user of a namespace that cannot enter a private home directory.
+        .env("TMPDIR", "/tmp")
+        .current_dir("/")
+        .stdin(Stdio::null())
+        .stdout(out)
+        .output()
+        .context("mmdebstrap cannot be run")?;
+    if !output.status.success() {
+        let said = String::from_utf8_lossy(&output.stderr);
+        let said: Vec<_> = said.lines().filter(|line| line.starts_with("E:")).collect();
+        bail!(
+            "mmdebstrap could not make a Debian {suite}: {}",
+            said.first().unwrap_or(&"it did not say why")
+        );
+    }
+    fs::rename(&partial.0, &archive).with_context(|| format!("cannot create {}", archive.display()))?;
+    Ok(archive)
+}
+
+struct Partial(PathBuf);
+
+impl Drop for Partial {
+    fn drop(&mut self) {
+        // It has been renamed, or is removed before the next try.
+        let _ = fs::remove_file(&self.0);
+    }
+}
+
+/// This host's release, if it is a Debian; else the oldest that undercroft is tested with.
+fn suite() -> String {
+    let release = fs::read_to_string("/etc/os-release").unwrap_or_default();
+    let value = |key: &str| {
+        let line = release.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix('='))?;
+        Some(line.trim_matches('"').to_owned())
+    };
+    let known = |name: &String| name.chars().all(|c| c.is_ascii_lowercase());
+    match value("ID").as_deref() {
+        Some("debian") => value("VERSION_CODENAME").filter(known).unwrap_or_else(|| "bookworm".into()),
+        _ => "bookworm".into(),
+    }
+}
+
+/// Whether this user may make a user namespace with a range of users in it, which mmdebstrap needs without root.
+fn can_map_users() -> anyhow::Result<()> {
+    let user = nix::unistd::User::from_uid(nix::unistd::getuid())?
+        .map_or_else(|| nix::unistd::getuid().to_string(), |user| user.name);
+    let listed = |file: &str| {
+        let text = fs::read_to_string(file).unwrap_or_default();
+        text.lines().any(|line| line.split(':').next() == Some(&user))
+    };
+    if !listed("/etc/subuid") || !listed("/etc/subgid") {
+        bail!(
+            "{user} has no range of users in /etc/subuid and /etc/subgid, which mmdebstrap needs: \
+             sudo usermod --add-subuids 100000-165535 --add-subgids 100000-165535 {user}"
+        );
+    }
+    let switch = fs::read_to_string("/proc/sys/kernel/unprivileged_userns_clone").unwrap_or_default();
+    if switch.trim() == "0" {
+        bail!("user namespaces are turned off here: sudo sysctl kernel.unprivileged_userns_clone=1");
+    }
+    Ok(())
+}
