@@ -7,7 +7,6 @@
 
 use std::{
     io::IsTerminal as _,
-    path::PathBuf,
     process::ExitCode,
     time::{Duration, Instant},
 };
@@ -91,7 +90,7 @@ pub(crate) fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
 }
 
 /// Where this machine's own kernel will do, none of the packages is needed; so they are only asked for on demand.
-fn stock() -> anyhow::Result<Kernel> {
+pub(crate) fn stock() -> anyhow::Result<Kernel> {
     match newest_stock() {
         Err(Error::NoProgram { .. }) => {
             packages::ensure(Group::StockKernel)?;
@@ -99,6 +98,11 @@ fn stock() -> anyhow::Result<Kernel> {
         }
         other => Ok(other?),
     }
+}
+
+/// The tuned kernel of Debian's source and our fragments, built if it is not there.
+pub(crate) fn ensure_tuned() -> anyhow::Result<Kernel> {
+    build(&Options { source: Source::Debian, with: Vec::new(), keep_build: false, jobs: 0 })
 }
 
 fn print(kernel: &Kernel) -> anyhow::Result<ExitCode> {
@@ -211,15 +215,4 @@ fn check(options: &Options) -> anyhow::Result<ExitCode> {
         verdict.missing.len()
     );
     Ok(if verdict.good() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
-}
-
-/// The stock kernel, fetched if there is none.
-pub(crate) fn stock() -> anyhow::Result<Kernel> {
-    crate::packages::ensure(crate::packages::Group::StockKernel)?;
-    Ok(undercroft_kernel_config::stock()?)
-}
-
-/// The tuned kernel of Debian's source and our fragments, built if it is not there.
-pub(crate) fn tuned() -> anyhow::Result<Kernel> {
-    build(&Options { source: Source::Debian, with: Vec::new(), keep_build: false, jobs: 0 })
 }

@@ -71,7 +71,7 @@ fn prepare() -> anyhow::Result<Suite> {
     let cache = undercroft_kernel_config::cache::dir()?;
     Ok(Suite {
         stock: kernel::stock()?,
-        tuned: kernel::tuned()?,
+        tuned: kernel::ensure_tuned()?,
         guest: guest::build()?,
         vmm: boot::programs::vmm()?,
         busybox,
