@@ -47,7 +47,7 @@ const BOARD: &[&str] = &[
 
 /// L1's kernel parameters. The clock's: a calibration of the LAPIC would burn six billion instructions. The first and
 /// the last: L1's code lies where the plugin can tell it, and its boot is shorter.
-const COMMAND_LINE: &str = "nokaslr console=ttyS0 panic=-1 mitigations=off quiet nolapic_timer nohpet tsc=reliable \
+const COMMAND_LINE: &str = "nokaslr console=ttyS0 panic=-1 mitigations=off loglevel=2 nolapic_timer nohpet tsc=reliable \
     tsc_early_khz=1000000 cryptomgr.notests initcall_blacklist=jent_mod_init,load_system_certificate_list,\
     bpf_tcp_ca_kfunc_init,bpf_dummy_struct_ops_init,trace_eval_init,init_kprobe_trace";
 
@@ -68,6 +68,8 @@ pub struct Machine {
     pub plugin: PathBuf,
     /// L1's PID 1.
     pub runner: PathBuf,
+    /// Where the plugin writes a profile of the last guest's kernel, if it is to.
+    pub profile: Option<PathBuf>,
     /// Seconds of the host's time after which L1 is taken to hang.
     pub limit: Duration,
 }
@@ -128,7 +130,9 @@ impl Machine {
         option("-initrd", initramfs.display().to_string());
         option("-append", COMMAND_LINE.to_owned());
         option("-serial", format!("file:{}", log.display()));
-        option("-plugin", format!("file={},out={}", self.plugin.display(), counted.display()));
+        let profile =
+            self.profile.as_ref().map_or_else(String::new, |path| format!(",profile={}", path.display()));
+        option("-plugin", format!("file={},out={}{profile}", self.plugin.display(), counted.display()));
         let handle =
             duct::cmd(QEMU, arguments).stdin_null().stdout_null().stderr_capture().start().map_err(failed)?;
         let ended = handle.wait_timeout(self.limit).map_err(failed)?.is_some();

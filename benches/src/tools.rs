@@ -32,6 +32,7 @@ pub fn machine() -> Result<Machine, Error> {
         kernel: kernel.image,
         plugin: built("undercroft-ruler", "libundercroft_ruler.so")?,
         runner: runner()?,
+        profile: None,
         limit: LIMIT,
     })
 }

@@ -15,13 +15,15 @@
 //! marker, the first VMRUN and the first L2 user instruction after a [`event::BEGIN`] marker become a line of the
 //! plugin's output, with all counters at that moment; see [`event::line`].
 //!
-//! `-plugin libundercroft_ruler.so,out=FILE`, one vCPU.
+//! `-plugin libundercroft_ruler.so,out=FILE[,profile=FILE]`, one vCPU. The profile is that of the guest's kernel; see
+//! [`profile`].
 
 // Tests run without QEMU, whose functions the plugin calls: the two modules that need it are left out of them.
 #![cfg_attr(test, allow(dead_code))]
 
 mod count;
 mod event;
+mod profile;
 #[cfg(not(test))]
 mod qemu;
 #[cfg(not(test))]

@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 
 use crate::count::{self, Class};
 use crate::event::{self, Event};
+use crate::profile;
 use crate::qemu::Instruction;
 use crate::repeat;
 
@@ -43,13 +44,16 @@ static LAST_REPEAT: AtomicU64 = AtomicU64::new(0);
 static LAST_REPEAT_AT: AtomicU64 = AtomicU64::new(0);
 static OUTPUT: Mutex<Option<File>> = Mutex::new(None);
 
-/// Takes one argument of the plugin, `out=FILE`.
+/// Takes one argument of the plugin: `out=FILE` or `profile=FILE`.
 pub(crate) fn configure(argument: &str) -> Result<(), String> {
-    let Some(path) = argument.strip_prefix("out=") else {
-        return Err(format!("unknown argument {argument:?}: expected out=FILE"));
-    };
-    let file = File::create(path).map_err(|error| format!("cannot create {path:?}: {error}"))?;
-    *OUTPUT.lock().map_err(|_| "the output's lock is poisoned")? = Some(file);
+    match argument.split_once('=') {
+        Some(("out", path)) => {
+            let file = File::create(path).map_err(|error| format!("cannot create {path:?}: {error}"))?;
+            *OUTPUT.lock().map_err(|_| "the output's lock is poisoned")? = Some(file);
+        }
+        Some(("profile", path)) => profile::write_to(path),
+        _ => return Err(format!("unknown argument {argument:?}: expected out=FILE or profile=FILE")),
+    }
     Ok(())
 }
 
@@ -78,6 +82,11 @@ pub(crate) fn translated(instruction: &mut Instruction<'_>) {
         instruction.call(What::Repeat, repeat_key(address, class));
     }
     instruction.count_in(count::executed(class));
+    if matches!(class, Class::L2Kernel | Class::L2Low)
+        && let Some(word) = profile::word(address)
+    {
+        instruction.count_in(word);
+    }
 }
 
 fn remember(resume: u64) {
@@ -104,6 +113,7 @@ pub(crate) fn executed(what: What, data: u64) {
             report(Event::Marker(tag));
             if tag == event::BEGIN {
                 count::begin();
+                profile::begin();
                 AWAIT_VMRUN.store(true, Relaxed);
                 AWAIT_L2_USER.store(true, Relaxed);
             }
@@ -124,6 +134,11 @@ pub(crate) fn executed(what: What, data: u64) {
             if awaited.load(Relaxed) {
                 awaited.store(false, Relaxed);
                 report(event);
+                if event == Event::L2User
+                    && let Err(error) = profile::write()
+                {
+                    eprintln!("undercroft-ruler: cannot write the profile: {error}");
+                }
             }
         }
         What::Repeat => iterated(data),
