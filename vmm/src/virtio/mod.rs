@@ -22,6 +22,8 @@ pub mod scsi;
 pub mod transport;
 pub mod vsock;
 
+#[cfg(test)]
+mod device_tests;
 mod guest_io;
 #[cfg(test)]
 mod testing;
