@@ -13,6 +13,7 @@ use crate::virtio::block::Block;
 use crate::virtio::console::Console;
 use crate::virtio::disk::Disk;
 use crate::virtio::rng::Rng;
+use crate::virtio::scsi::{Scsi, ScsiControl};
 use crate::virtio::vsock::Vsock;
 use crate::virtio::{EventLoop, Interrupt, MmioTransport, VirtioDevice, mmio};
 
@@ -20,6 +21,7 @@ use crate::virtio::{EventLoop, Interrupt, MmioTransport, VirtioDevice, mmio};
 pub(crate) struct Slots {
     pub(crate) transports: Vec<Arc<MmioTransport>>,
     pub(crate) balloon: Option<BalloonControl>,
+    pub(crate) scsi: Option<ScsiControl>,
     /// What those devices that need no thread of their own work on.
     pub(crate) events: EventLoop,
 }
@@ -33,11 +35,16 @@ impl Slots {
         watch: &PanicWatch,
     ) -> Result<Self, Error> {
         let events = EventLoop::new().map_err(system("make the devices' event loop"))?;
-        let mut slots = Self { transports: Vec::new(), balloon: None, events: events.clone() };
+        let mut slots = Self { transports: Vec::new(), balloon: None, scsi: None, events: events.clone() };
         // Disks come first, so that their names do not depend on what else there is.
         for (index, disk) in config.disks.iter().enumerate() {
             let disk = Disk::open(disk).map_err(|error| Error::Device(Box::new(error)))?;
             slots.add(Box::new(Block::new(disk, format!("disk {index}"))), vm, bus)?;
+        }
+        if config.scsi {
+            let (scsi, control) = Scsi::new();
+            slots.scsi = Some(control);
+            slots.add(Box::new(scsi), vm, bus)?;
         }
         if let Some(config) = &config.vsock {
             let vsock = Vsock::new(config, events.clone()).map_err(|error| Error::Device(Box::new(error)))?;

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::path::Path;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::termios::{self, SetArg, Termios};
@@ -9,6 +10,7 @@ use nix::sys::termios::{self, SetArg, Termios};
 use crate::control::{Action, Message, Request};
 use crate::end::End;
 use crate::machine::Machine;
+use crate::virtio::disk::Disk;
 
 /// Standard input as the guest's terminal; it is as it was before when this is dropped.
 #[derive(Debug)]
@@ -151,10 +153,33 @@ fn act(
             balloon.set_target(mib);
             Ok(serde_json::Value::Null)
         }
-        Action::Attach { .. } => {
-            let _ = descriptor.ok_or("attach needs the disk's file descriptor (SCM_RIGHTS)")?;
-            Err(NO_SCSI.into())
+        Action::Attach { lun, read_only } => {
+            let descriptor = descriptor.ok_or("attach needs the disk's file descriptor (SCM_RIGHTS)")?;
+            let scsi = machine.slots.scsi.as_ref().ok_or(NO_SCSI)?;
+            let name = format!("lun {lun}");
+            let disk = Disk::from_fd(descriptor, Path::new(&name), read_only, &name).map_err(words)?;
+            scsi.attach(number(lun)?, disk).map_err(words)?;
+            Ok(serde_json::Value::Null)
         }
-        Action::Detach { .. } => Err(NO_SCSI.into()),
+        Action::Detach { lun } => {
+            let scsi = machine.slots.scsi.as_ref().ok_or(NO_SCSI)?;
+            scsi.detach(number(lun)?).map_err(words)?;
+            Ok(serde_json::Value::Null)
+        }
     }
+}
+
+fn number(lun: u16) -> Result<u8, String> {
+    u8::try_from(lun).map_err(|_| format!("lun = {lun}: expected 0 to 255"))
+}
+
+/// An error and its causes in a reply.
+fn words(error: impl std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text = format!("{text}: {cause}");
+        source = cause.source();
+    }
+    text
 }

@@ -38,7 +38,9 @@ pub const ACPI_SIZE: u64 = 0x10000;
 /// The MP configuration table.
 pub const MP_TABLE: u64 = 0xf0000;
 /// Room for the MP configuration table.
-pub const MP_TABLE_SIZE: u64 = 0x10000;
+pub const MP_TABLE_SIZE: u64 = 0xfff0;
+/// Where a PC's processor starts after a reset, as real mode sees it: a few instructions that write the reset register.
+pub const BIOS_RESET_VECTOR: u64 = 0xffff0;
 
 // From 1 MiB: RAM, devices, RAM.
 

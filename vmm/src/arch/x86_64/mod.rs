@@ -96,6 +96,7 @@ pub fn describe(memory: &GuestMemory, platform: &Platform<'_>) -> Result<(), Err
     let mut line = platform.command_line.as_bytes().to_vec();
     line.push(0);
     place(memory, "the command line", &line, layout::COMMAND_LINE, layout::COMMAND_LINE_SIZE)?;
+    place(memory, "the reset vector", &reset_vector(), layout::BIOS_RESET_VECTOR, 16)?;
     match platform.description {
         Description::Acpi => {
             let tables = acpi::tables(platform.cpus, platform.virtio_devices);
@@ -124,6 +125,17 @@ pub fn describe(memory: &GuestMemory, platform: &Platform<'_>) -> Result<(), Err
     Ok(())
 }
 
+/// Real-mode code that writes the reset register.
+///
+/// On hardware-reduced ACPI Linux takes EFI to be there and resets by it, and where it is not, by a jump to the BIOS
+/// (`efi_reboot_required`, `BOOT_BIOS` in arch/x86/kernel/reboot.c): it never tries the FADT's reset register.
+fn reset_vector() -> [u8; 9] {
+    let [low, high, ..] = layout::PORT_RESET.to_le_bytes();
+    let value = layout::RESET_VALUE as u8;
+    // mov dx, PORT_RESET; mov al, RESET_VALUE; out dx, al; hlt; jmp to the hlt
+    [0xba, low, high, 0xb0, value, 0xee, 0xf4, 0xeb, 0xfd]
+}
+
 fn place(memory: &GuestMemory, what: &'static str, bytes: &[u8], at: u64, room: u64) -> Result<(), Error> {
     let size = bytes.len() as u64;
     if size > room {
@@ -134,8 +146,8 @@ fn place(memory: &GuestMemory, what: &'static str, bytes: &[u8], at: u64, room: 
 
 /// What goes before the configured command line, so that the kernel finds what its description does not say.
 ///
-/// A kernel without ACPI can power off only by `undercroft.poweroff=PORT,VALUE`, which mini-init reads; and it resets
-/// through the keyboard controller (`reboot=k`), or else tries ACPI first.
+/// A kernel without ACPI can power off only by `undercroft.poweroff=PORT,VALUE`, which mini-init reads. It resets through
+/// the keyboard controller without being told.
 pub fn command_line_prefix(description: Description, virtio_devices: usize) -> String {
     let mut line = String::new();
     if description == Description::CommandLine {
@@ -146,7 +158,7 @@ pub fn command_line_prefix(description: Description, virtio_devices: usize) -> S
     }
     if description != Description::Acpi {
         let (port, value) = (layout::PORT_POWER, layout::POWER_OFF_VALUE);
-        line += &format!("reboot=k undercroft.poweroff={port:#x},{value:#x} ");
+        line += &format!("undercroft.poweroff={port:#x},{value:#x} ");
     }
     line
 }
