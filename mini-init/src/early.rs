@@ -1,6 +1,10 @@
 //! What has to be there before anything else: file systems of the kernel's, limits, the cgroup tree.
 
-use std::{fs, io, os::fd::IntoRawFd, path::Path};
+use std::{
+    fs, io,
+    os::{fd::IntoRawFd, unix::fs::PermissionsExt},
+    path::Path,
+};
 
 use nix::{
     mount::{MsFlags, mount},
@@ -33,9 +37,10 @@ pub(crate) fn prepare(warnings: &mut Warnings) {
     file_system(warnings, "devtmpfs", "/dev", MsFlags::MS_NOSUID, "mode=0755");
     standard_descriptors();
     log::open();
+    nodes_for_all();
     file_system(warnings, "proc", "/proc", quiet, "");
     // Lines of PID 1's are few and wanted; the limit is for daemons gone wild.
-    set("/proc/sys/kernel/printk_devkmsg", "on", warnings);
+    set("/proc/sys/kernel/printk_devkmsg", "on\n", warnings);
     file_system(warnings, "sysfs", "/sys", quiet, "");
     file_system(warnings, "cgroup2", "/sys/fs/cgroup", quiet, "nsdelegate");
     file_system(warnings, "tmpfs", "/run", MsFlags::MS_NOSUID | MsFlags::MS_NODEV, "mode=0755");
@@ -72,6 +77,14 @@ fn file_system(warnings: &mut Warnings, kind: &str, target: &str, flags: MsFlags
         &format!("mounting {kind} on {target}"),
         mount(Some(kind), target, Some(kind), flags, Some(data)),
     );
+}
+
+/// Gives every user the nodes whose drivers check by themselves what each may do with them. A kernel without one of them
+/// is as well.
+fn nodes_for_all() {
+    for path in ["/dev/fuse", "/dev/net/tun"] {
+        let _ = fs::set_permissions(path, fs::Permissions::from_mode(0o666));
+    }
 }
 
 /// Makes sure that descriptors 0 to 2 are taken, so that no socket ever gets such a number. The kernel opens them if the

@@ -32,6 +32,8 @@ pub(crate) trait Kernel {
     ) -> io::Result<()>;
     /// open_tree(2): a copy of what is at a path.
     fn tree(&mut self, path: &str) -> io::Result<Self::Tree>;
+    /// mount_setattr(2): nobody can write to the copy, whatever its mode says.
+    fn protect(&mut self, tree: &Self::Tree) -> io::Result<()>;
     /// move_mount(2): puts the copy at a path, whose last component is not followed if it is a link.
     fn place(&mut self, tree: Self::Tree, path: &str) -> io::Result<()>;
     /// Makes a directory the root, and lets go of the old one.
@@ -74,6 +76,27 @@ impl Kernel for Linux {
         let descriptor = Errno::result(descriptor)? as libc::c_int;
         // SAFETY: the kernel has just made this descriptor for us, and nothing else knows it.
         Ok(unsafe { OwnedFd::from_raw_fd(descriptor) })
+    }
+
+    fn protect(&mut self, tree: &OwnedFd) -> io::Result<()> {
+        let attributes = libc::mount_attr {
+            attr_set: libc::MOUNT_ATTR_RDONLY | libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV,
+            attr_clr: 0,
+            propagation: 0,
+            userns_fd: 0,
+        };
+        // SAFETY: the empty path and the attributes live through the call, and the attributes' size is passed.
+        Errno::result(unsafe {
+            libc::syscall(
+                libc::SYS_mount_setattr,
+                tree.as_raw_fd(),
+                c"".as_ptr(),
+                libc::AT_EMPTY_PATH,
+                &raw const attributes,
+                size_of::<libc::mount_attr>(),
+            )
+        })?;
+        Ok(())
     }
 
     fn place(&mut self, tree: OwnedFd, path: &str) -> io::Result<()> {
@@ -157,6 +180,11 @@ pub(crate) mod recording {
         fn tree(&mut self, path: &str) -> io::Result<String> {
             self.calls.push(format!("tree {path}"));
             Ok(path.into())
+        }
+
+        fn protect(&mut self, tree: &String) -> io::Result<()> {
+            self.calls.push(format!("protect {tree}"));
+            Ok(())
         }
 
         fn place(&mut self, tree: String, path: &str) -> io::Result<()> {

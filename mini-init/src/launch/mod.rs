@@ -101,6 +101,7 @@ mod tests {
         assert_eq!(position("mount none / - private,rec"), 0);
         assert!(position("mount /dev/sda /run/distribution ext4") < position("tree /distribution-init"));
         assert!(position("tree /distribution-init") < position("pivot /run/distribution"));
+        assert!(position("protect /distribution-init") < position("place /init"));
         assert!(position("tree /dev/null") < position("pivot /run/distribution"));
         assert!(position("pivot /run/distribution") < position("mount tmpfs /dev"));
         assert!(position("mount tmpfs /dev") < position("place /dev/null"));

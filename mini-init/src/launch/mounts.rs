@@ -42,6 +42,8 @@ pub(super) struct TakenAlong<T> {
 /// Copies what the distribution is to get, while the VM's own tree is the root.
 pub(super) fn take_along<K: Kernel>(kernel: &mut K) -> Result<TakenAlong<K::Tree>, Failure> {
     let init = kernel.tree(INIT).map_err(system(&format!("opening {INIT}")))?;
+    // The same file for all: root in one distribution must not write to what the others execute.
+    kernel.protect(&init).map_err(system("protecting the init"))?;
     let mut nodes = Vec::new();
     for name in NEEDED {
         let tree = kernel.tree(&format!("/dev/{name}")).map_err(system(&format!("opening /dev/{name}")))?;
