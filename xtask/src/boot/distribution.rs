@@ -12,7 +12,6 @@ use anyhow::{Context, bail};
 use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
-use undercroft::Archive;
 
 /// `NAME=FILE`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -48,8 +47,6 @@ pub(crate) type Lock = Flock<File>;
 
 /// Finds or names the disk of an archive: one for each name and content.
 pub(crate) fn prepare(named: &Named, cache: &Path) -> anyhow::Result<(Distribution, Lock)> {
-    // Looked at before anything is done with it.
-    Archive::open(&named.archive)?;
     let archive = fs::canonicalize(&named.archive)
         .with_context(|| format!("cannot find {}", named.archive.display()))?;
     let directory = cache.join("distros");

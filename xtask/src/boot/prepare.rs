@@ -89,6 +89,7 @@ pub(crate) fn prepare(arguments: Arguments, in_lab: bool) -> anyhow::Result<Prep
         if named[..at].iter().any(|other| other.name.eq_ignore_ascii_case(&one.name)) {
             bail!("--distro {}: the name is taken twice", one.name);
         }
+        undercroft::Archive::open(&one.archive)?;
     }
     let kernel = kernel(arguments.kernel.as_deref(), &cache)?;
     packages::ensure(Group::Disk)?;
