@@ -74,6 +74,19 @@ const USELESS: &[&str] = &[
     "kernel/drivers/net/wwan/",
 ];
 
+/// Aliases that modules themselves lack: `ip link add type bridge` also loads br_netfilter, which Docker and Kubernetes
+/// load by hand where they may; no program in a distribution may. It depends on bridge, so it brings it.
+const MORE_ALIASES: &[(&str, &str)] = &[("rtnl_link_bridge", "br_netfilter")];
+
+/// Which of a tree's modules go onto the modules disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Choice {
+    /// All: the kernel was configured for this machine.
+    All,
+    /// Those that a guest without hardware can have a use for, and what they depend on.
+    Useful,
+}
+
 /// A module's name as `lsmod` shows it: the file's without its endings, `-` as `_`.
 fn name_of(path: &Path) -> Option<String> {
     let (stem, ending) = path.file_name()?.to_str()?.split_once(".ko")?;
@@ -180,12 +193,16 @@ impl Tree {
         Ok(())
     }
 
-    /// Fills `out` (a `lib/modules/RELEASE` to be) with the useful modules, decompressed, and with the indexes
-    /// `modules.dep`, `modules.alias`, `modules.softdep` and `modules.builtin` in depmod's text formats.
-    pub(crate) fn install(&self, out: &Path) -> Result<(), Error> {
+    /// Fills `out` (a `lib/modules/RELEASE` to be) with modules, decompressed, and with the indexes
+    /// `modules.dep`, `modules.alias`, `modules.softdep`, `modules.devname` and `modules.builtin` in depmod's text formats.
+    pub(crate) fn install(&self, choice: Choice, out: &Path) -> Result<(), Error> {
         let mut installed: BTreeMap<String, (PathBuf, ModInfo)> = BTreeMap::new();
-        let mut wanted: Vec<String> =
-            self.modules.iter().filter(|(_, m)| is_useful(&m.path)).map(|(n, _)| n.clone()).collect();
+        let mut wanted: Vec<String> = self
+            .modules
+            .iter()
+            .filter(|(_, m)| choice == Choice::All || is_useful(&m.path))
+            .map(|(n, _)| n.clone())
+            .collect();
         while let Some(name) = wanted.pop() {
             if installed.contains_key(&name) {
                 continue;
@@ -206,19 +223,21 @@ impl Tree {
             let _ = writeln!(text, "kernel/{name}.ko");
             text
         });
-        for (name, text) in [
-            ("modules.builtin", builtin),
-            ("modules.dep", dep(&installed)),
-            ("modules.alias", alias(&installed)),
-        ] {
-            fs::write(out.join(name), text).map_err(Error::io("write", out.join(name)))?;
-        }
         let softdep: String = installed
             .iter()
             .flat_map(|(name, (_, info))| info.softdeps.iter().map(move |s| format!("softdep {name} {s}\n")))
             .collect();
-        fs::write(out.join("modules.softdep"), softdep)
-            .map_err(Error::io("write", out.join("modules.softdep")))
+        let indexes = [
+            ("modules.builtin", builtin),
+            ("modules.dep", dep(&installed)),
+            ("modules.alias", alias(&installed)),
+            ("modules.softdep", softdep),
+            ("modules.devname", devname(&installed)),
+        ];
+        for (name, text) in indexes {
+            fs::write(out.join(name), text).map_err(Error::io("write", out.join(name)))?;
+        }
+        Ok(())
     }
 }
 
@@ -301,6 +320,25 @@ fn alias(installed: &BTreeMap<String, (PathBuf, ModInfo)>) -> String {
             let _ = writeln!(text, "alias {alias} {name}");
         }
     }
+    for (alias, name) in MORE_ALIASES {
+        if installed.contains_key(*name) {
+            let _ = writeln!(text, "alias {alias} {name}");
+        }
+    }
+    text
+}
+
+/// `NAME PATH cMAJOR:MINOR`: device nodes whose opening loads a module, for who wants them to be there before.
+fn devname(installed: &BTreeMap<String, (PathBuf, ModInfo)>) -> String {
+    let mut text = String::new();
+    for (name, (_, info)) in installed {
+        let find = |start: &str| info.aliases.iter().find_map(|a| a.strip_prefix(start));
+        let number = find("char-major-").map(|n| ('c', n)).or_else(|| find("block-major-").map(|n| ('b', n)));
+        let (Some(path), Some((kind, number))) = (find("devname:"), number) else { continue };
+        if let Some((major, minor)) = number.split_once('-').filter(|(_, minor)| *minor != "*") {
+            let _ = writeln!(text, "{name} {path} {kind}{major}:{minor}");
+        }
+    }
     text
 }
 
@@ -336,6 +374,9 @@ mod tests {
                 ("drivers/char/hw_random/virtio-rng.ko", "alias=virtio:d00000004v*\0"),
                 ("net/vmw_vsock/vmw_vsock_virtio_transport.ko", "depends=vsock\0"),
                 ("net/vmw_vsock/vsock.ko", "alias=net-pf-40\0"),
+                ("net/bridge/bridge.ko", "alias=rtnl-link-bridge\0"),
+                ("net/bridge/br_netfilter.ko", "depends=bridge\0"),
+                ("drivers/vhost/vhost_net.ko", "alias=devname:vhost-net\0alias=char-major-10-238\0"),
                 ("fs/overlayfs/overlay.ko", "alias=fs-overlay\0softdep=pre: nothing\0"),
             ],
             "kernel/fs/ext4/ext4.ko\n",
@@ -370,7 +411,7 @@ mod tests {
     fn the_indexes_are_depmods() {
         let root = debian_like();
         let out = tempfile::tempdir().unwrap();
-        Tree::open(root.path()).unwrap().install(out.path()).unwrap();
+        Tree::open(root.path()).unwrap().install(Choice::Useful, out.path()).unwrap();
         let dep = fs::read_to_string(out.path().join("modules.dep")).unwrap();
         let line = "kernel/drivers/scsi/sd_mod.ko: kernel/drivers/scsi/scsi_mod.ko \
                     kernel/drivers/scsi/scsi_common.ko\n";
@@ -378,6 +419,9 @@ mod tests {
         assert!(!dep.contains("st.ko"), "a tape drive is of no use: {dep}");
         let alias = fs::read_to_string(out.path().join("modules.alias")).unwrap();
         assert!(alias.contains("alias net_pf_40 vsock\n") && alias.contains("alias fs_overlay overlay\n"));
+        assert!(alias.contains("alias rtnl_link_bridge br_netfilter\n"), "{alias}");
+        let devname = fs::read_to_string(out.path().join("modules.devname")).unwrap();
+        assert_eq!(devname, "vhost_net vhost-net c10:238\n");
         assert!(out.path().join("kernel/drivers/block/virtio_blk.ko").exists());
     }
 
@@ -392,6 +436,6 @@ mod tests {
     fn a_cycle_ends() {
         let root = tree(&[("fs/a.ko", "depends=b\0"), ("fs/b.ko", "depends=a\0")], "");
         let out = tempfile::tempdir().unwrap();
-        Tree::open(root.path()).unwrap().install(out.path()).unwrap();
+        Tree::open(root.path()).unwrap().install(Choice::Useful, out.path()).unwrap();
     }
 }

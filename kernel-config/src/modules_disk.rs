@@ -11,7 +11,11 @@ use std::{
     process::Stdio,
 };
 
-use crate::{Error, modules::Tree, program};
+use crate::{
+    Error,
+    modules::{Choice, Tree},
+    program,
+};
 
 /// The time of everything on the disk: 2025-01-01 00:00:00 UTC, for both programs.
 const TIME: &str = "1735689600";
@@ -24,11 +28,12 @@ const BLOCK: u64 = 4096;
 const PACKAGE: &str = "e2fsprogs";
 
 /// Makes the disk at `out`, by way of a directory next to it.
-pub(crate) fn make(tree: &Tree, release: &str, out: &Path) -> Result<(), Error> {
+pub(crate) fn make(tree: &Tree, choice: Choice, release: &str, out: &Path) -> Result<(), Error> {
     let staging = out.with_extension("staging");
     crate::cache::remove_all(&staging)?;
-    let made =
-        tree.install(&staging.join("lib/modules").join(release)).and_then(|()| from_directory(&staging, out));
+    let made = tree
+        .install(choice, &staging.join("lib/modules").join(release))
+        .and_then(|()| from_directory(&staging, out));
     let removed = crate::cache::remove_all(&staging);
     made.and(removed)
 }

@@ -8,7 +8,11 @@ use std::{
 
 use sha2::{Digest as _, Sha256};
 
-use crate::{Description, Error, Kernel, Kind, apt, cache, modules::Tree, modules_disk, payload, release};
+use crate::{
+    Description, Error, Kernel, Kind, apt, cache,
+    modules::{Choice, Tree},
+    modules_disk, payload, release,
+};
 
 /// Which of Debian's packages: 6.12 is the LTS that Debian 13 and Debian 12's backports and security archives have.
 const PACKAGE: &str = r"^linux-image-6\.12\.[^ ]*-cloud-amd64-unsigned$";
@@ -133,7 +137,7 @@ fn assemble(
             kernel.release = release.into();
             kernel.initramfs_modules = tree.extract_early(&dir.join("modules"))?;
             let disk = dir.join("modules.ext4");
-            modules_disk::make(&tree, release, &disk)?;
+            modules_disk::make(&tree, Choice::Useful, release, &disk)?;
             kernel.modules_disk = Some(disk);
         }
         None => kernel.release = release::of_vmlinux(&vmlinux).unwrap_or_default(),
