@@ -96,8 +96,8 @@ impl Payload {
         Ok(Self { offset, length: payload, needs })
     }
 
-    /// Unpacks into `out`, at most `limit` bytes.
-    pub(super) fn unpack(&self, file: &File, out: &mut File, limit: u64) -> Result<(), Error> {
+    /// Unpacks into `out`, at most `limit` bytes, and says how many there were.
+    pub(super) fn unpack(&self, file: &File, out: &mut File, limit: u64) -> Result<u64, Error> {
         let mut start = [0; 6];
         let known = self.length.min(start.len() as u64) as usize;
         file.read_exact_at(&mut start[..known], self.offset).map_err(Error::Read)?;
@@ -129,25 +129,25 @@ fn zstd(input: impl io::BufRead) -> Result<impl Read, Error> {
 }
 
 fn xz(input: impl io::BufRead) -> Result<impl Read, Error> {
-    // Linux packs with a dictionary of 32 MiB; the limit is on the decoder's memory in bytes.
-    let stream = liblzma::stream::Stream::new_stream_decoder(256 << 20, 0)
+    // Linux packs with a dictionary of 32 MiB, since 6.13 of up to 128; the limit is on the decoder's memory in bytes.
+    let stream = liblzma::stream::Stream::new_stream_decoder(136 << 20, 0)
         .map_err(|error| Error::Unpack { format: "xz", source: error.into() })?;
     Ok(liblzma::bufread::XzDecoder::new_stream(input, stream))
 }
 
 /// Copies until the input ends, or is longer than it may be.
-fn copy(format: &'static str, input: impl Read, out: &mut File, limit: u64) -> Result<(), Error> {
+fn copy(format: &'static str, input: impl Read, out: &mut File, limit: u64) -> Result<u64, Error> {
     let copied = io::copy(&mut input.take(limit + 1), out);
     match copied.map_err(|source| Error::Unpack { format, source })? {
         0 => Err(Error::Malformed("its payload is empty")),
         n if n > limit => Err(Error::UnpackedSize { limit }),
-        _ => Ok(()),
+        n => Ok(n),
     }
 }
 
 /// lz4's legacy frame (lz4_Frame_format.md, "Legacy frame"): a magic number, then blocks of a 4-byte length and at most
 /// 8 MiB unpacked each, up to the end. The last 4 bytes of the payload are the size that Linux's build appends.
-fn lz4(mut input: impl Read, out: &mut File, limit: u64) -> Result<(), Error> {
+fn lz4(mut input: impl Read, out: &mut File, limit: u64) -> Result<u64, Error> {
     const BLOCK: usize = 8 << 20;
     const BLOCK_COMPRESSED: usize = BLOCK + BLOCK / 255 + 16;
     let fail = |source| Error::Unpack { format: "lz4", source };
@@ -160,7 +160,7 @@ fn lz4(mut input: impl Read, out: &mut File, limit: u64) -> Result<(), Error> {
     loop {
         if let Err(error) = input.read_exact(&mut word) {
             return if error.kind() == io::ErrorKind::UnexpectedEof && total > 0 {
-                Ok(())
+                Ok(total)
             } else {
                 Err(fail(error))
             };
@@ -171,7 +171,7 @@ fn lz4(mut input: impl Read, out: &mut File, limit: u64) -> Result<(), Error> {
             input.by_ref().take(size.min(BLOCK_COMPRESSED) as u64).read_to_end(&mut packed).map_err(fail)?;
         if read == 0 && total > 0 {
             // The appended size, with nothing behind it.
-            return Ok(());
+            return Ok(total);
         }
         if size > BLOCK_COMPRESSED || read < size {
             return Err(corrupt("a block is larger than the format allows, or cut off"));

@@ -123,6 +123,22 @@ fn kind(file: &File) -> Result<Kind, Error> {
     if bzimage::recognise(file)? { Ok(Kind::BzImage) } else { Err(Error::Unknown) }
 }
 
+/// The largest kernel that [`vmlinux`] unpacks.
+const UNPACKED_MAX: u64 = 1 << 30;
+
+/// Unpacks the kernel at `path` into `out` as an ELF file, for whoever wants to look into it: the payload of a bzImage, or an
+/// ELF file as it is. Returns how many bytes it has.
+///
+/// # Errors
+/// The file is neither, is damaged, or unpacks to more than 1 GiB; what is in `out` is then of no use.
+pub fn vmlinux(path: &Path, out: &mut File) -> Result<u64, Error> {
+    let mut file = open(path)?;
+    match kind(&file)? {
+        Kind::Elf => io::copy(&mut file, out).map_err(Error::Read),
+        Kind::BzImage => bzimage::Payload::find(&file)?.unpack(&file, out, UNPACKED_MAX),
+    }
+}
+
 /// Loads the kernel at `path` into guest memory.
 ///
 /// # Errors
@@ -152,3 +168,6 @@ pub fn load_initramfs(path: &Path, memory: &GuestMemory, kernel_end: u64) -> Res
     memory.read_exact_volatile_from(GuestAddress(address), &mut file, size as usize).map_err(Error::Load)?;
     Ok((address, size))
 }
+
+#[cfg(test)]
+mod tests;
