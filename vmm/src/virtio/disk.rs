@@ -175,14 +175,8 @@ impl Disk {
         if !kind.is_file() && !kind.is_block_device() {
             return Err(DiskError::Kind { path: path.into() });
         }
-        // flock(2) belongs to the open file: it is gone when the last descriptor is, however the process ends.
-        let locked = if read_only { file.try_lock_shared() } else { file.try_lock() };
-        match locked {
-            Ok(()) => {}
-            Err(std::fs::TryLockError::WouldBlock) => {
-                return Err(DiskError::InUse { path: path.into(), read_only });
-            }
-            Err(std::fs::TryLockError::Error(source)) => return Err(inspect(source)),
+        if !guest_io::try_lock(&file, !read_only).map_err(inspect)? {
+            return Err(DiskError::InUse { path: path.into(), read_only });
         }
         // Of a block device, the metadata's length is 0.
         let bytes = file.seek(SeekFrom::End(0)).map_err(inspect)?;

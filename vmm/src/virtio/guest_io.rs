@@ -78,9 +78,9 @@ pub(super) fn read_exact_at(
     while !buffers.is_empty() {
         let vectors = IoVecs::new(memory, &buffers)?;
         let at = i64::try_from(offset).map_err(|_| io::ErrorKind::InvalidInput)?;
-        // SAFETY: the vectors name memory that is mapped for as long as `vectors` lives, and no Rust reference to it
-        // exists; the kernel may write any bytes there.
         let n = retry(|| {
+            // SAFETY: the vectors name memory that is mapped for as long as `vectors` lives, and no Rust reference to
+            // it exists; the kernel may write any bytes there.
             result(unsafe { libc::preadv(file.as_raw_fd(), vectors.list.as_ptr(), vectors.count(), at) })
         })?;
         if n == 0 {
@@ -105,9 +105,9 @@ pub(super) fn write_all_at(
     while !buffers.is_empty() {
         let vectors = IoVecs::new(memory, &buffers)?;
         let at = i64::try_from(offset).map_err(|_| io::ErrorKind::InvalidInput)?;
-        // SAFETY: the vectors name memory that is mapped for as long as `vectors` lives; the kernel only reads it, and
-        // bytes that the guest changes meanwhile are as good as others.
         let n = retry(|| {
+            // SAFETY: the vectors name memory that is mapped for as long as `vectors` lives; the kernel only reads it, and
+            // bytes that the guest changes meanwhile are as good as others.
             result(unsafe { libc::pwritev(file.as_raw_fd(), vectors.list.as_ptr(), vectors.count(), at) })
         })?;
         if n == 0 {
@@ -147,8 +147,8 @@ pub(super) fn send_some(
     let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
     message.msg_iov = vectors.list.as_mut_ptr();
     message.msg_iovlen = vectors.list.len();
-    // SAFETY: `message` points at `vectors`, which live on, and they at memory as in `write_all_at`.
     retry(|| {
+        // SAFETY: `message` points at `vectors`, which live on, and they at memory as in `write_all_at`.
         result(unsafe { libc::sendmsg(fd.as_raw_fd(), &message, libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT) })
     })
 }
@@ -207,6 +207,23 @@ pub(super) fn fallocate(file: &File, mode: libc::c_int, offset: u64, length: u64
     // SAFETY: no memory is passed.
     retry(|| result(unsafe { libc::fallocate(file.as_raw_fd(), mode, offset, length) } as libc::ssize_t))?;
     Ok(())
+}
+
+/// flock(2) without waiting; false if someone else's lock is in the way. The lock belongs to the open file: it is gone
+/// when the last descriptor is, however the process ends.
+///
+/// # Errors
+/// The system call's.
+pub(super) fn try_lock(file: &File, is_exclusive: bool) -> io::Result<bool> {
+    let operation = if is_exclusive { libc::LOCK_EX } else { libc::LOCK_SH };
+    let outcome = retry(|| {
+        // SAFETY: no memory is passed.
+        result(unsafe { libc::flock(file.as_raw_fd(), operation | libc::LOCK_NB) } as libc::ssize_t)
+    });
+    match outcome {
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(false),
+        other => other.map(|_| true),
+    }
 }
 
 /// Random bytes from the host's kernel into `bytes`.

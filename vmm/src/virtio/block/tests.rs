@@ -115,7 +115,7 @@ fn what_is_outside_the_disk_or_no_whole_sector_fails() {
 #[test]
 fn a_read_only_disk_is_not_written_whatever_the_guest_sends() {
     let file = image(1 << 20);
-    (&*file.as_file()).write_all(&[5; 4096]).unwrap();
+    file.as_file().write_all(&[5; 4096]).unwrap();
     let mut driver = driver(&file, true);
     driver.write(mmio::DEVICE_FEATURES_SEL, 0);
     let features = u64::from(driver.read(mmio::DEVICE_FEATURES));
@@ -130,7 +130,7 @@ fn a_read_only_disk_is_not_written_whatever_the_guest_sends() {
 #[test]
 fn discarding_makes_holes_and_zeroing_makes_zeros() {
     let file = image(8 << 20);
-    (&*file.as_file()).write_all(&vec![1; 8 << 20]).unwrap();
+    file.as_file().write_all(&vec![1; 8 << 20]).unwrap();
     file.as_file().sync_all().unwrap();
     let blocks = || file.as_file().metadata().unwrap().blocks();
     let before = blocks();
