@@ -60,7 +60,7 @@ fn unpack_all(what: &Import, place: &Path, mouth: &mut Mouth) -> Result<Imported
             mouth.say(&Word::Event(Event::ImportProgress { entries: account.entries, bytes }));
         }
     })
-    .map_err(refused)?;
+    .map_err(|error| refused(&error))?;
     // What stands behind the end marker is padding: read, so that the host is not left with bytes that nobody took.
     let _ = std::io::copy(&mut stream.by_ref().take(1 << 20), &mut std::io::sink());
     root_check::check(place).map_err(|reason| Failure {
@@ -92,8 +92,8 @@ fn check_empty(place: &Path) -> Result<(), Failure> {
     }
 }
 
-fn refused(error: UnpackError) -> Failure {
-    let kind = match &error {
+fn refused(error: &UnpackError) -> Failure {
+    let kind = match error {
         UnpackError::Archive(crate::archive::ArchiveError::Read { .. }) | UnpackError::System { .. } => {
             FailureKind::System
         }

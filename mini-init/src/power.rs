@@ -87,13 +87,10 @@ fn disk_mounts(table: &str) -> Vec<String> {
 /// Powers the machine off, by whichever way it has.
 pub(crate) fn off() -> ! {
     let command_line = fs::read_to_string("/proc/cmdline").unwrap_or_default();
-    if let Some((port, value)) = parse_parameter(&command_line) {
-        if let Err(error) = port::write(port, value) {
-            log::line(
-                log::Level::Error,
-                &format!("writing {value:#x} to port {port:#x} to power off: {error}"),
-            );
-        }
+    if let Some((port, value)) = parse_parameter(&command_line)
+        && let Err(error) = port::write(port, value)
+    {
+        log::line(log::Level::Error, &format!("writing {value:#x} to port {port:#x} to power off: {error}"));
     }
     let _ = reboot(RebootMode::RB_POWER_OFF);
     // No way to power off. A restart ends the machine as well: the VMM does not start it anew.

@@ -42,9 +42,7 @@ fn try_init(what: &Launch, path: &str) -> std::io::Result<std::convert::Infallib
     if let Ok(host) = std::env::var("UNDERCROFT_HOST") {
         environment.push(CString::new(format!("UNDERCROFT_HOST={host}"))?);
     }
-    // What the VM's PID 1 is spared is not for its children (Documentation/filesystems/proc.rst, 3.1): reset by the
-    // init, which has a /proc.
-    let error = execve(&path, &[path.clone()], &environment).err();
+    let error = execve(&path, std::slice::from_ref(&path), &environment).err();
     // Not executed: the descriptor is closed with the process, which ends now.
     let _ = file.into_raw_fd();
     Err(error.map_or_else(std::io::Error::last_os_error, Into::into))
