@@ -23,9 +23,9 @@ impl Package {
     }
 }
 
-/// The newest of those whose whole name matches the extended regular expression. Only apt's own lists are read.
-pub(crate) fn newest(pattern: &str) -> Result<Package, Error> {
-    let missing = || Error::NoPackage { wanted: pattern.trim_matches(['^', '$']).replace('\\', "") };
+/// The newest of those whose whole name matches the extended regular expression; errors call it `wanted`. Only apt's own lists are read.
+pub(crate) fn newest(pattern: &str, wanted: &str) -> Result<Package, Error> {
+    let missing = || Error::NoPackage { wanted: wanted.into() };
     let mut search = program::command("apt-cache");
     let found = program::run(search.args(["search", "--names-only", pattern]), "apt")?;
     let found = String::from_utf8_lossy(&found);

@@ -86,7 +86,7 @@ fn debian() -> Result<(PathBuf, String), Error> {
     let directory = match before {
         Some(directory) => directory,
         None => {
-            let package = apt::newest(PACKAGE)?;
+            let package = apt::newest(PACKAGE, "linux-source-6.12")?;
             cache::obtain("debs", &package.key(), |dir| {
                 let root = apt::unpack(&package, dir)?;
                 let inside = root.join("usr/src").join(TARBALL);

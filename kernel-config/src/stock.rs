@@ -17,6 +17,9 @@ use crate::{
 /// Which of Debian's packages: 6.12 is the LTS that Debian 13 and Debian 12's backports and security archives have.
 const PACKAGE: &str = r"^linux-image-6\.12\.[^ ]*-cloud-amd64-unsigned$";
 
+/// Ends the names of cache entries; changes when what is in them does, so that old ones are made anew.
+const LAYOUT: &str = "-2";
+
 /// Kernels older than this lack what mini-init builds on (mount_setattr with idmapped mounts of ext4, cgroup.kill).
 const OLDEST: &str = "6.1";
 
@@ -59,7 +62,7 @@ fn host() -> Option<(PathBuf, PathBuf)> {
 
 fn host_kernel(image: &Path, modules: &Path) -> Result<Kernel, Error> {
     let release = modules.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    let key = format!("host-{release}-{}", &digest(image)?[..12]);
+    let key = format!("host-{release}-{}{LAYOUT}", &digest(image)?[..12]);
     let directory = cache::obtain("kernels", &key, |dir| {
         assemble(dir, image, Some((modules, &release)), Kind::Stock, &format!("this machine's {release}"))
     })?;
@@ -67,12 +70,12 @@ fn host_kernel(image: &Path, modules: &Path) -> Result<Kernel, Error> {
 }
 
 fn debian() -> Result<Kernel, Error> {
-    let package = match apt::newest(PACKAGE) {
+    let package = match apt::newest(PACKAGE, "linux-image-6.12.*-cloud-amd64-unsigned") {
         Ok(package) => package,
         // Without apt's lists, what was fetched before is still good.
         Err(error) => return newest_cached().map_or(Err(error), |dir| Kernel::load(&dir)),
     };
-    let directory = cache::obtain("kernels", &package.key(), |dir| {
+    let directory = cache::obtain("kernels", &(package.key() + LAYOUT), |dir| {
         let scratch = dir.join("scratch");
         fs::create_dir(&scratch).map_err(Error::io("create", &scratch))?;
         let root = apt::unpack(&package, &scratch)?;
@@ -99,7 +102,9 @@ fn debian() -> Result<Kernel, Error> {
 fn newest_cached() -> Option<PathBuf> {
     let kernels = cache::dir().ok()?.join("kernels");
     let names = fs::read_dir(&kernels).ok()?.filter_map(|e| e.ok()?.file_name().into_string().ok());
-    let newest = names.filter(|n| n.starts_with("linux-image-")).max_by(|a, b| apt::natural(a, b))?;
+    let newest = names
+        .filter(|n| n.starts_with("linux-image-") && n.ends_with(LAYOUT))
+        .max_by(|a, b| apt::natural(a, b))?;
     Some(kernels.join(newest))
 }
 
@@ -166,7 +171,7 @@ pub fn given(path: &Path) -> Result<Kernel, Error> {
         .flatten()
         .filter(|_| !release.is_empty())
         .find(|dir| Tree::open(dir).is_ok_and(|tree| tree.suits().is_ok()));
-    let key = format!("given-{}", &digest(&image)?[..16]);
+    let key = format!("given-{}{LAYOUT}", &digest(&image)?[..16]);
     let directory = cache::obtain("kernels", &key, |dir| {
         let modules = modules.as_deref().map(|m| (m, release.as_str()));
         assemble(dir, &image, modules, Kind::Given, &image.display().to_string())
