@@ -85,7 +85,7 @@ fn measure(arguments: &Arguments) -> anyhow::Result<Vec<Measurement>> {
     let machine = tools::machine()?;
     let tuned = match &arguments.kernel {
         Some(path) => undercroft_kernel_config::given(path)?,
-        None => tuned()?,
+        None => crate::kernel::ensure_tuned()?,
     };
     let work = directory()?;
     let pack = |kernel: &Kernel, name: &str| -> anyhow::Result<PathBuf> {
@@ -101,7 +101,7 @@ fn measure(arguments: &Arguments) -> anyhow::Result<Vec<Measurement>> {
             boot.config.description = description;
             boots.push(boot);
         }
-        let stock = undercroft_kernel_config::stock()?;
+        let stock = crate::kernel::stock()?;
         let image = pack(&stock, "stock.cpio")?;
         boots.push(Boot { counted: 1, ..Boot::new("stock", &stock, &image, 512) });
     }
@@ -122,16 +122,9 @@ fn measure(arguments: &Arguments) -> anyhow::Result<Vec<Measurement>> {
     Ok(measurements)
 }
 
-fn tuned() -> anyhow::Result<Kernel> {
-    anyhow::bail!("there is no tuned kernel yet: name one with --kernel")
-}
-
-/// The tuned kernel, by each way to tell it what there is.
-const DESCRIPTIONS: [(&str, Description); 3] = [
-    ("device_tree", Description::DeviceTree),
-    ("command_line", Description::CommandLine),
-    ("acpi", Description::Acpi),
-];
+/// The tuned kernel, by each way to tell it what there is. It has no PCI, and without PCI Linux cannot use ACPI's tables.
+const DESCRIPTIONS: [(&str, Description); 2] =
+    [("device_tree", Description::DeviceTree), ("command_line", Description::CommandLine)];
 
 /// What of a boot's result is printed: all of it for the product's boot, memory for the small one, and of the others
 /// what the kernel took.
