@@ -28,7 +28,7 @@ pub struct Request {
 }
 
 /// What can be asked of the VMM.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Action {
     /// The file descriptor that comes along becomes a logical unit of the SCSI controller.

@@ -41,7 +41,7 @@ fn date(days: u64) -> (u64, u64, u64) {
 }
 
 fn bcd(value: u64) -> u8 {
-    (value / 10 % 10 << 4 | value % 10) as u8
+    ((value / 10 % 10) * 16 + value % 10) as u8
 }
 
 /// What register `index` reads at `seconds` since 1970.
