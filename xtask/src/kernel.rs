@@ -6,7 +6,7 @@
 //! beside it.
 
 use std::{
-    io::IsTerminal as _,
+    io::{IsTerminal as _, Write as _},
     process::ExitCode,
     time::{Duration, Instant},
 };
@@ -83,7 +83,8 @@ pub(crate) fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
         return check(&options);
     }
     if arguments.config {
-        print!("{}", configuration(&options)?);
+        // A reader that has seen enough (`| head`) is no error.
+        let _ = std::io::stdout().write_all(configuration(&options)?.as_bytes());
         return Ok(ExitCode::SUCCESS);
     }
     print(&build(&options)?)
