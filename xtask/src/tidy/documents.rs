@@ -8,11 +8,14 @@ use super::Tree;
 pub(super) fn protocol(tree: &Tree) -> anyhow::Result<Vec<String>> {
     const DOCUMENT: &str = "docs/protocol.md";
     let golden = tree.text("protocol/tests/snapshots/golden__the_bytes_of_each_message.snap")?;
-    let digest: String = Sha256::digest(golden.as_bytes()).iter().take(8).map(|b| format!("{b:02x}")).collect();
+    let digest: String =
+        Sha256::digest(golden.as_bytes()).iter().take(8).map(|b| format!("{b:02x}")).collect();
     let document = tree.text(DOCUMENT)?;
     let mut found = Vec::new();
     if !document.contains(&format!("Golden bytes: {digest}")) {
-        found.push(format!("{DOCUMENT}: describe what changed in the messages, then write \"Golden bytes: {digest}\""));
+        found.push(format!(
+            "{DOCUMENT}: describe what changed in the messages, then write \"Golden bytes: {digest}\""
+        ));
     }
     for file in ["command", "opening", "session"] {
         let source = tree.text(format!("protocol/src/{file}.rs"))?;
@@ -52,7 +55,10 @@ pub(super) fn layout(tree: &Tree) -> anyhow::Result<Vec<String>> {
 
 /// `pub const NAME: T = VALUE;` as name and value.
 fn constant(line: &str) -> Option<(&str, &str)> {
-    let rest = line.trim_start().strip_prefix("pub const ").or_else(|| line.trim_start().strip_prefix("pub(crate) const "))?;
+    let rest = line
+        .trim_start()
+        .strip_prefix("pub const ")
+        .or_else(|| line.trim_start().strip_prefix("pub(crate) const "))?;
     let (name, rest) = rest.split_once(':')?;
     let value = rest.split_once('=')?.1.trim().strip_suffix(';')?;
     Some((name, value))

@@ -52,8 +52,12 @@ impl Tree {
             .dir(&root)
             .read()
             .context("git ls-files")?;
-        let mut files: Vec<_> =
-            list.split('\0').filter(|f| !f.is_empty()).map(PathBuf::from).filter(|f| root.join(f).is_file()).collect();
+        let mut files: Vec<_> = list
+            .split('\0')
+            .filter(|f| !f.is_empty())
+            .map(PathBuf::from)
+            .filter(|f| root.join(f).is_file())
+            .collect();
         files.sort();
         if files.is_empty() {
             bail!("git lists no files in {}", root.display());
@@ -63,7 +67,10 @@ impl Tree {
 
     /// Rust sources, with their text.
     fn rust(&self) -> impl Iterator<Item = anyhow::Result<(&Path, String)>> {
-        self.files.iter().filter(|f| f.extension().is_some_and(|e| e == "rs")).map(|f| Ok((f.as_path(), self.text(f)?)))
+        self.files
+            .iter()
+            .filter(|f| f.extension().is_some_and(|e| e == "rs"))
+            .map(|f| Ok((f.as_path(), self.text(f)?)))
     }
 
     fn text(&self, file: impl AsRef<Path>) -> anyhow::Result<String> {

@@ -22,16 +22,32 @@ const ROOMS: &[(&str, &[&str])] = &[
             "undercroft-mini-init",
             "undercroft-init",
             "undercroft",
+            "undercroft-lab",
         ],
     ),
     (
         "undercroft-benches",
-        &["undercroft-protocol", "undercroft-vmm", "undercroft-kernel-config", "undercroft", "undercroft-harness"],
+        &[
+            "undercroft-protocol",
+            "undercroft-vmm",
+            "undercroft-kernel-config",
+            "undercroft",
+            "undercroft-harness",
+            "undercroft-ruler-runner",
+        ],
     ),
+    ("undercroft-lab", &[]),
     ("undercroft-ruler", &[]),
+    ("undercroft-ruler-runner", &[]),
     (
         "xtask",
-        &["undercroft-kernel-config", "undercroft-vmm", "undercroft", "undercroft-harness", "undercroft-benches"],
+        &[
+            "undercroft-kernel-config",
+            "undercroft-vmm",
+            "undercroft",
+            "undercroft-harness",
+            "undercroft-benches",
+        ],
     ),
 ];
 
@@ -51,7 +67,9 @@ pub(super) fn check(tree: &Tree) -> anyhow::Result<Vec<String>> {
             found.push(format!("{name}: a crate's name says what it is for"));
         }
         let Some((_, may)) = ROOMS.iter().find(|(room, _)| *room == name) else {
-            found.push(format!("{name} is no room: add it to docs/architecture.md and xtask/src/tidy/rooms.rs"));
+            found.push(format!(
+                "{name} is no room: add it to docs/architecture.md and xtask/src/tidy/rooms.rs"
+            ));
             continue;
         };
         for dependency in package["dependencies"].as_array().into_iter().flatten() {

@@ -31,7 +31,9 @@ pub(super) fn unsafe_modules(tree: &Tree) -> anyhow::Result<Vec<String>> {
         if text.contains(opening) {
             let name = path.display().to_string();
             if !text.contains(&format!("#![{opening}]")) {
-                found.push(format!("{name}: open unsafe for a small module of its own, by #![{opening}] at its head"));
+                found.push(format!(
+                    "{name}: open unsafe for a small module of its own, by #![{opening}] at its head"
+                ));
             }
             if !list.contains(&format!("`{name}`")) {
                 found.push(format!("{name} opens unsafe and is not in {LIST}: add it with its reason"));
