@@ -91,8 +91,7 @@ pub fn explain(path: &Path, error: Error) -> Error {
     let directory = path.parent().unwrap_or(path);
     match nix::sys::statvfs::statvfs(directory) {
         Ok(about) => {
-            let free_mib =
-                (about.blocks_available() as u64).saturating_mul(about.fragment_size() as u64) >> 20;
+            let free_mib = about.blocks_available().saturating_mul(about.fragment_size()) >> 20;
             if free_mib < FULL { Error::DiskFull { path: path.into(), free_mib } } else { error }
         }
         Err(_) => error,

@@ -162,14 +162,14 @@ impl Error {
     }
 }
 
-fn start_error(error: &StartError) -> String {
-    match error {
-        StartError::NotFound(what) => format!("{what}: no such program in the distribution"),
-        StartError::NotExecutable(what) => format!("{what}: cannot be executed"),
-        StartError::NoUser(user) => format!("{user}: no such user in the distribution"),
-        StartError::Directory(directory) => format!("{directory}: cannot be entered as working directory"),
-        StartError::Other(message) => message.clone(),
-    }
+/// init names the thing and says what is the matter with it.
+fn start_error(error: &StartError) -> &str {
+    let (StartError::NotFound(message)
+    | StartError::NotExecutable(message)
+    | StartError::NoUser(message)
+    | StartError::Directory(message)
+    | StartError::Other(message)) = error;
+    message
 }
 
 fn before(ready: bool) -> &'static str {

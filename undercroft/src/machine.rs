@@ -164,8 +164,9 @@ impl Machine {
     /// Unplugs a disk that nothing uses any more; what was written to it is flushed before.
     pub fn detach_disk(&self, disk: DiskAddress) -> Result<()> {
         let limit = self.guest.limit(30);
-        self.guest.ask_nothing("let go of the disk", Command::DetachDisk(disk.clone()), limit)?;
-        if let DiskAddress::Lun(lun) = disk {
+        let lun = if let DiskAddress::Lun(lun) = disk { Some(lun) } else { None };
+        self.guest.ask_nothing("let go of the disk", Command::DetachDisk(disk), limit)?;
+        if let Some(lun) = lun {
             self.vmm.detach(lun, limit)?;
             self.luns.lock().unwrap_or_else(PoisonError::into_inner).remove(&lun);
         }
