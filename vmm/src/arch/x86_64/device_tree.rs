@@ -2,6 +2,9 @@
 //! over in a `setup_data` item, with the bindings of the one x86 platform that ever used it for its interrupt controllers
 //! (intel,ce4100-ioapic and -lapic; an interrupt is a pin and a kind, 3 being a rising edge).
 //!
+//! The local APIC's node does not say "intel,virtual-wire-mode": then Linux keeps the legacy PIC's line open, by which the
+//! 16550 and the clock, which stand in no tree, interrupt. With the property nothing that a program writes to ttyS0 comes out.
+//!
 //! A kernel with ACPI uses it only if it finds no ACPI tables, so none are written beside it.
 
 use vm_fdt::{Error, FdtWriter};
@@ -43,7 +46,6 @@ fn tree(cpus: u8, virtio_devices: usize) -> Result<Vec<u8>, Error> {
     let lapic = fdt.begin_node(&format!("interrupt-controller@{:x}", layout::LOCAL_APIC))?;
     fdt.property_string("compatible", "intel,ce4100-lapic")?;
     fdt.property_array_u64("reg", &[layout::LOCAL_APIC, 0x1000])?;
-    fdt.property_null("intel,virtual-wire-mode")?;
     fdt.end_node(lapic)?;
 
     let io_apic = fdt.begin_node(&format!("interrupt-controller@{:x}", layout::IO_APIC))?;
