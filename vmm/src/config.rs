@@ -101,8 +101,9 @@ impl MachineConfig {
 
 /// How the guest's kernel learns which devices and CPUs there are.
 ///
-/// What it costs, in millions of guest instructions and exits from the VM's creation to `/init` (tuned 6.12 kernel, 1 CPU,
-/// 512 MiB, four devices, in the lab under icount, three runs within 0.1): command line 97.1 (by PVH 97.6), device tree 101.4.
+/// What it costs, from the VM's creation to `/init`, in millions of instructions that guest and host executed together (tuned
+/// 6.12 kernel, 1 CPU, 512 MiB, four devices; in the lab under icount, three runs within 0.1): command line 97.1, and 97.6
+/// when entered by PVH; device tree 101.4.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Description {

@@ -1,7 +1,7 @@
 //! Which system calls each kind of thread may make.
 //!
-//! The lists were found with `seccomp = log` over the guest tests. A call is in one when the kind's work makes it, or when
-//! the standard library or the allocator may make it on any thread.
+//! A call is in a list when the kind's work makes it, or when the standard library or the allocator may make it on any thread.
+//! The lists follow the code; `seccomp = log` names in the host's audit log what one lacks.
 
 use std::collections::BTreeMap;
 
