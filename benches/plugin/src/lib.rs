@@ -11,6 +11,9 @@
 //!   upper half of the address space is the kernel's, and so is the lower half until the kernel has run in the upper
 //!   one (firmware, entry code), and its first MiB always (the trampoline that starts further processors).
 //!
+//! The first user instruction is the first program's that the kernel starts: mini-init's, unless the kernel has called
+//! modprobe before. A kernel with what it needs built in does not; distributions' kernels do.
+//!
 //! A program draws attention to itself by a marker, an 8-byte NOP with a number in it; see [`event::marker_tag`]. Each
 //! marker, the first VMRUN and the first L2 user instruction after a [`event::BEGIN`] marker become a line of the
 //! plugin's output, with all counters at that moment; see [`event::line`].
