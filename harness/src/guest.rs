@@ -1,9 +1,11 @@
 //! The programs that run in guests: static, built by cargo with the `guest` profile into a target directory of their own,
 //! so that they neither wait for the workspace's build nor disturb it.
 
+use std::fs::{self, File};
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::SystemTime;
 
 const TARGET: &str = "x86_64-unknown-linux-gnu";
 
@@ -40,14 +42,41 @@ pub struct Guest {
 
 /// The inits, built if their sources have changed. The same sources give the same bytes, whatever the clone's path.
 pub fn build() -> Result<Guest, BuildError> {
-    let [mini_init, init] = programs(["undercroft-mini-init", "undercroft-init"])?;
+    let [mini_init, init] = programs("guest", ["undercroft-mini-init", "undercroft-init"])?;
     Ok(Guest { mini_init, init })
 }
 
-/// The lab's program, likewise.
+/// The lab's program, likewise. Cargo is only asked when a source is newer than the program: every command in the lab
+/// comes by here.
 pub(crate) fn lab_program() -> Result<PathBuf, BuildError> {
-    let [lab] = programs(["undercroft-lab"])?;
-    Ok(lab)
+    let program = program_path("lab", "undercroft-lab");
+    if is_fresh(&program).unwrap_or(false) {
+        return Ok(program);
+    }
+    let [program] = programs("lab", ["undercroft-lab"])?;
+    // Cargo keeps the old file where the new one would have the same bytes.
+    if let Ok(file) = File::options().append(true).open(&program) {
+        let _ = file.set_modified(SystemTime::now());
+    }
+    Ok(program)
+}
+
+/// Whether the program is newer than all that cargo's list of its sources names, and its manifest.
+fn is_fresh(program: &Path) -> io::Result<bool> {
+    let made = fs::metadata(program)?.modified()?;
+    let list = fs::read_to_string(program.with_extension("d"))?;
+    let (_, sources) = list.split_once(": ").ok_or(io::ErrorKind::InvalidData)?;
+    let manifest = workspace().join("harness/lab/Cargo.toml");
+    for source in sources.split_whitespace().map(Path::new).chain([manifest.as_path()]) {
+        if fs::metadata(source)?.modified()? > made {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+fn program_path(folder: &str, package: &str) -> PathBuf {
+    target().join(folder).join(TARGET).join("guest").join(package)
 }
 
 /// Cargo's target directory for this workspace.
@@ -59,14 +88,13 @@ pub fn target() -> PathBuf {
 }
 
 fn workspace() -> PathBuf {
-    let harness = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+    let harness = Path::new(env!("CARGO_MANIFEST_DIR"));
     harness.parent().unwrap_or(harness).to_path_buf()
 }
 
-/// The programs of these packages, which have the packages' names.
-fn programs<const N: usize>(packages: [&str; N]) -> Result<[PathBuf; N], BuildError> {
-    let target = target().join("guest");
-    let paths = packages.map(|package| target.join(TARGET).join("guest").join(package));
+/// The programs of these packages, which have the packages' names, built in that folder of the target directory.
+fn programs<const N: usize>(folder: &str, packages: [&str; N]) -> Result<[PathBuf; N], BuildError> {
+    let paths = packages.map(|package| program_path(folder, package));
     if crate::lab::inside() {
         return match paths.iter().find(|path| !path.exists()) {
             None => Ok(paths),
@@ -74,7 +102,9 @@ fn programs<const N: usize>(packages: [&str; N]) -> Result<[PathBuf; N], BuildEr
         };
     }
     let mut command = cargo();
-    command.args(["build", "--quiet", "--profile", "guest", "--target", TARGET, "--target-dir"]).arg(&target);
+    command
+        .args(["build", "--quiet", "--profile", "guest", "--target", TARGET, "--target-dir"])
+        .arg(target().join(folder));
     for package in packages {
         command.args(["--package", package]);
     }

@@ -35,6 +35,16 @@ fn runner(argv: &[&str]) -> Command {
     command
 }
 
+/// A process that is killed when the test is over, however it ends.
+struct Killed(Child);
+
+impl Drop for Killed {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
 /// Waits until it is so; the limit is for a machine that is very busy, and no test asserts how long it took.
 fn eventually(what: &str, mut so: impl FnMut() -> bool) {
     let end = Instant::now() + Duration::from_secs(120);
@@ -199,7 +209,7 @@ fn two_starters_make_one_lab_and_a_killed_broker_leaves_nothing() {
         let own = Own { runtime: tempfile::tempdir().expect("a folder") };
         let start =
             || own.runner(&["sleep", "47222"]).stderr(Stdio::piped()).spawn().expect("the runner starts");
-        let mut clients: Vec<Child> = vec![start(), start()];
+        let mut clients = vec![Killed(start()), Killed(start())];
         eventually("broker and QEMU run", || own.processes().len() == 2);
         let own_lab =
             || own.runner(&["/bin/sh", "-c", "pidof sleep | wc -w"]).output().expect("the runner runs");
@@ -215,7 +225,7 @@ fn two_starters_make_one_lab_and_a_killed_broker_leaves_nothing() {
         nix::sys::signal::kill(nix::unistd::Pid::from_raw(broker), nix::sys::signal::Signal::SIGKILL)
             .unwrap();
         eventually("QEMU is gone", || own.processes().is_empty());
-        for client in &mut clients {
+        for Killed(client) in &mut clients {
             assert_eq!(client.wait().unwrap().code(), Some(1));
             let mut said = String::new();
             client.stderr.take().expect("a pipe").read_to_string(&mut said).unwrap();

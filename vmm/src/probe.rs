@@ -174,7 +174,7 @@ fn run(kvm: &Kvm, program: &[u8], uses_xsave: bool) -> Result<Duration, String> 
     let mut vcpu = vm.create_vcpu(0).map_err(failed("making a vCPU"))?;
 
     let cpuid = kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(failed("asking for CPUID"))?;
-    let has_xsave = cpuid.as_slice().iter().any(|leaf| leaf.function == 1 && leaf.ecx & 1 << 26 != 0);
+    let has_xsave = cpuid.as_slice().iter().any(|leaf| leaf.function == 1 && leaf.ecx & (1 << 26) != 0);
     if uses_xsave && !has_xsave {
         return Err("CPUID denies XSAVE".into());
     }
@@ -198,8 +198,8 @@ fn run(kvm: &Kvm, program: &[u8], uses_xsave: bool) -> Result<Duration, String> 
     sregs.cr3 = TABLES[0];
     // PE, MP, ET, NE, WP, AM, PG; PAE, OSFXSR and perhaps OSXSAVE; LME and LMA.
     sregs.cr0 = 0x8005_0033;
-    sregs.cr4 = 1 << 5 | 1 << 9 | u64::from(uses_xsave) << 18;
-    sregs.efer = 1 << 8 | 1 << 10;
+    sregs.cr4 = (1 << 5) | (1 << 9) | (u64::from(uses_xsave) << 18);
+    sregs.efer = (1 << 8) | (1 << 10);
     vcpu.set_sregs(&sregs).map_err(failed("setting registers"))?;
     let mut regs = vcpu.get_regs().map_err(failed("reading registers"))?;
     (regs.rip, regs.rdi, regs.rsp, regs.rflags) = (PROGRAM, DATA, STACK, 2);
@@ -226,7 +226,7 @@ fn memory(program: &[u8]) -> Result<GuestMemoryMmap, Box<dyn std::error::Error>>
     put(0x00af_9b00_0000_ffff, GDT + 8)?;
     put(0x00cf_9300_0000_ffff, GDT + 16)?;
     // 6.14.1: a present 64-bit interrupt gate to the code segment; the handler is below 64 KiB.
-    put(HANDLER & 0xffff | 8 << 16 | 0x8e00 << 32, IDT + 3 * 16)?;
+    put(HANDLER | (8 << 16) | (0x8e00 << 32), IDT + 3 * 16)?;
     // 4.5: present, writable; the last one a page of 2 MiB.
     put(TABLES[1] | 3, TABLES[0])?;
     put(TABLES[2] | 3, TABLES[1])?;

@@ -7,6 +7,8 @@ use clap::Subcommand;
 use undercroft_harness::lab;
 use undercroft_vmm::probe;
 
+use crate::packages::{self, Group};
+
 /// The machine with working KVM made in software. What needs it starts it by itself; this is for a look inside.
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
@@ -34,7 +36,7 @@ enum Verb {
 
 pub(crate) fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
     match arguments.verb {
-        Verb::Up => lab::ensure().map(|_| ExitCode::SUCCESS).map_err(Into::into),
+        Verb::Up => up().map(|_| ExitCode::SUCCESS),
         Verb::Down => {
             match lab::down()? {
                 0 => println!("no lab was up"),
@@ -51,8 +53,13 @@ pub(crate) fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
     }
 }
 
+fn up() -> anyhow::Result<lab::Lab> {
+    packages::ensure(Group::Lab)?;
+    Ok(lab::ensure()?)
+}
+
 fn status_of(command: Vec<OsString>) -> anyhow::Result<ExitCode> {
-    let ended = lab::ensure()?.command(command).tty_if_terminal().forward_signals(true).status()?;
+    let ended = up()?.command(command).tty_if_terminal().forward_signals(true).status()?;
     Ok(ExitCode::from(ended.code()))
 }
 

@@ -19,6 +19,9 @@ pub const SOCKET: &str = "broker";
 /// The file name of the L1 console's log in the lab's folder.
 pub const CONSOLE: &str = "console.log";
 
+/// The file name of QEMU's own words in the lab's folder.
+pub const QEMU_LOG: &str = "qemu.log";
+
 /// A lab to be made.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Launch {

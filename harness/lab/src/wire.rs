@@ -12,7 +12,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 /// Any change to a frame's bytes changes this.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// Bytes that a sender may have under way on one stream of one command before it hears that they were consumed.
 pub const WINDOW: u32 = 256 << 10;
@@ -114,6 +114,8 @@ pub struct Start {
     pub terminal: Option<Size>,
     /// `/dev/null` as stdin, in place of a stream.
     pub no_stdin: bool,
+    /// The host's time, in nanoseconds since 1970: L1's clock starts with the whole second and runs as it can.
+    pub now: u64,
 }
 
 /// A terminal's size in characters.

@@ -7,6 +7,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -95,6 +96,7 @@ fn start(command: &Command<'_>) -> Result<Start, LabError> {
         groups: groups.into_iter().map(nix::unistd::Gid::as_raw).collect(),
         terminal: command.tty.then(terminal::size),
         no_stdin: matches!(command.input, Input::Null) && !command.tty,
+        now: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_nanos() as u64),
     })
 }
 

@@ -49,9 +49,9 @@ pub fn ensure() -> Result<Lab, LabError> {
         return Ok(lab);
     }
     retire_others(&labs, &lab.folder);
+    let idle_seconds = number("UNDERCROFT_LAB_IDLE").unwrap_or(IDLE_SECONDS);
     eprintln!(
-        "starting the lab (QEMU with emulated SVM); it stays until nothing has run in it for {} minutes",
-        IDLE_SECONDS / 60
+        "starting the lab (QEMU with emulated SVM); it ends when nothing has run in it for {idle_seconds} seconds"
     );
     folder::make_private(&lab.folder)?;
     let own_program = lab.folder.join("undercroft-lab");
@@ -71,7 +71,7 @@ pub fn ensure() -> Result<Lab, LabError> {
         memory_mib,
         cpus,
         network: true,
-        idle_seconds: number("UNDERCROFT_LAB_IDLE").unwrap_or(IDLE_SECONDS),
+        idle_seconds,
     };
     start_broker(&own_program, &launch)?;
     Ok(lab)

@@ -9,13 +9,16 @@ use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use nix::fcntl::{OFlag, open};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::stat::Mode;
+use nix::sys::time::TimeSpec;
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::time::{ClockId, clock_settime};
 
 use undercroft_lab::launch;
 use undercroft_lab::pump::{Pump, PumpError};
@@ -164,13 +167,18 @@ impl Agent {
     fn obey(&mut self, frame: Frame) {
         let n = frame.channel;
         match frame.payload {
-            Payload::Message(Message::Start(start)) => match Command::start(n, &start) {
-                Ok(command) => {
-                    self.port.say(n, Message::Started(command.pid()));
-                    self.commands.insert(n, command);
+            Payload::Message(Message::Start(start)) => {
+                if self.commands.is_empty() {
+                    set_clock(start.now);
                 }
-                Err(reason) => self.port.say(n, Message::Refused(reason)),
-            },
+                match Command::start(n, &start) {
+                    Ok(command) => {
+                        self.port.say(n, Message::Started(command.pid()));
+                        self.commands.insert(n, command);
+                    }
+                    Err(reason) => self.port.say(n, Message::Refused(reason)),
+                }
+            }
             Payload::Message(message) => {
                 if let Some(command) = self.commands.get_mut(&n) {
                     command.obey(n, &message, &mut self.port);
@@ -211,6 +219,19 @@ impl Agent {
             if let Some(ended) = self.commands.remove(&n).and_then(Command::bury) {
                 self.port.say(n, Message::Ended(ended));
             }
+        }
+    }
+}
+
+/// Sets the clock to the host's if they are further apart than a message is under way. Only while nothing runs that would
+/// see it jump.
+fn set_clock(host: u64) {
+    let host = Duration::from_nanos(host);
+    let Ok(ours) = SystemTime::now().duration_since(UNIX_EPOCH) else { return };
+    if ours.abs_diff(host) > Duration::from_millis(100) {
+        let time = TimeSpec::new(host.as_secs() as i64, i64::from(host.subsec_nanos()));
+        if let Err(error) = clock_settime(ClockId::CLOCK_REALTIME, time) {
+            println!("lab agent: setting the clock: {error}");
         }
     }
 }

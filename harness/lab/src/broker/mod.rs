@@ -20,7 +20,7 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 
 use std::os::fd::AsFd;
 
-use undercroft_lab::launch::{CONSOLE, Launch, SOCKET};
+use undercroft_lab::launch::{CONSOLE, Launch, QEMU_LOG, SOCKET};
 use undercroft_lab::pump::{Pump, PumpError};
 use undercroft_lab::wire::{Frame, Message, Payload, VERSION};
 
@@ -80,7 +80,7 @@ pub(crate) fn main(launch: &OsStr) -> ExitCode {
             ExitCode::SUCCESS
         }
         Err((error, console)) => {
-            println!("{error}{}", last_lines(console.as_deref()));
+            println!("{error}{}", console.as_deref().map(last_lines).unwrap_or_default());
             ExitCode::FAILURE
         }
     }
@@ -218,13 +218,13 @@ fn close_stdout() {
     }
 }
 
-/// The end of the console's log, and where all of it is.
-fn last_lines(console: Option<&Path>) -> String {
-    let Some(console) = console else { return String::new() };
-    let Ok(bytes) = std::fs::read(console) else { return String::new() };
-    let text = String::from_utf8_lossy(&bytes);
-    let lines: Vec<&str> = text.lines().map(str::trim_end).filter(|l| !l.is_empty()).collect();
-    let last = &lines[lines.len().saturating_sub(LAST_LINES)..];
+/// What QEMU said, the end of the console's log, and where all of it is.
+fn last_lines(console: &Path) -> String {
+    let text = |path: &Path| String::from_utf8_lossy(&std::fs::read(path).unwrap_or_default()).into_owned();
+    let (qemu, linux) = (text(&console.with_file_name(QEMU_LOG)), text(console));
+    let all: Vec<&str> =
+        qemu.lines().chain(linux.lines()).map(str::trim_end).filter(|l| !l.is_empty()).collect();
+    let last = &all[all.len().saturating_sub(LAST_LINES)..];
     let shown: String = last.iter().map(|line| format!("\n  | {line}")).collect();
     format!("{shown}\n  the whole console: {}", console.display())
 }

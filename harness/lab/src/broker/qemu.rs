@@ -8,7 +8,7 @@ use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
-use undercroft_lab::launch::{CONSOLE, Launch, Mounts, NONCE, Virtiofsd};
+use undercroft_lab::launch::{CONSOLE, Launch, Mounts, NONCE, QEMU_LOG, Virtiofsd};
 
 use super::BrokerError;
 
@@ -53,10 +53,10 @@ impl Machine {
         }
         let mut command = Command::new(&launch.qemu);
         arguments(&mut command, launch, nonce, theirs.as_raw_fd(), &connections);
-        let output = log("qemu.log")?;
+        let output = log(QEMU_LOG)?;
         let inherited: Vec<i32> =
             connections.iter().map(|(_, c)| c.as_raw_fd()).chain([theirs.as_raw_fd()]).collect();
-        let errors = output.try_clone().map_err(|e| BrokerError::at("qemu.log", e))?;
+        let errors = output.try_clone().map_err(|e| BrokerError::at(QEMU_LOG, e))?;
         command.stdin(Stdio::null()).stdout(output).stderr(errors);
         inherit(&mut command, inherited);
         let qemu =
