@@ -41,17 +41,18 @@ pub(crate) struct Arguments {
 }
 
 pub(crate) fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
+    let Arguments { kernel, brief, json } = arguments;
     let started = Instant::now();
     let root = tools::root();
     let budgets = Budgets::read(&root)?;
-    let measurements = measure(&arguments)?;
+    let measurements = measure(kernel.as_deref(), brief)?;
     let verdicts = budgets.judge(&measurements);
     for verdict in &verdicts {
         println!("{verdict}");
     }
-    if let Some(path) = &arguments.json {
+    if let Some(path) = json {
         let text = serde_json::to_string_pretty(&verdicts)?;
-        fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))?;
+        fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))?;
     }
     eprintln!("measured in {} s", started.elapsed().as_secs());
     Ok(conclude(&budgets, &measurements, &verdicts))
@@ -78,12 +79,12 @@ fn conclude(budgets: &Budgets, measurements: &[Measurement], verdicts: &[Verdict
     status
 }
 
-fn measure(arguments: &Arguments) -> anyhow::Result<Vec<Measurement>> {
+fn measure(kernel: Option<&Path>, brief: bool) -> anyhow::Result<Vec<Measurement>> {
     eprintln!("building the VMM, the inits, the plugin and the ruler's runner");
     let guest = guest::build()?;
     let vmm = tools::vmm()?;
     let machine = tools::machine()?;
-    let tuned = match &arguments.kernel {
+    let tuned = match kernel {
         Some(path) => undercroft_kernel_config::given(path)?,
         None => crate::kernel::ensure_tuned()?,
     };
@@ -95,7 +96,7 @@ fn measure(arguments: &Arguments) -> anyhow::Result<Vec<Measurement>> {
     };
     let image = pack(&tuned, "tuned.cpio")?;
     let mut boots = vec![Boot::new("tuned", &tuned, &image, 512), Boot::new("small", &tuned, &image, 128)];
-    if !arguments.brief {
+    if !brief {
         for (name, description) in DESCRIPTIONS {
             let mut boot = Boot::new(name, &tuned, &image, 512);
             boot.config.description = description;
