@@ -45,7 +45,8 @@ pub(crate) fn attach(address: &DiskAddress) -> Result<Done, Failure> {
     let start = Instant::now();
     loop {
         if let Some(device) = device_name(address) {
-            if Path::new("/dev").join(&device).exists() {
+            // The node is there a moment before the disk can be opened (ENXIO).
+            if File::open(Path::new("/dev").join(&device)).is_ok() {
                 let size = fs::read_to_string(format!("/sys/block/{device}/size"));
                 let sectors: u64 = size.ok().and_then(|s| s.trim().parse().ok()).unwrap_or(0);
                 return Ok(Done::Attached { device, size: sectors * SECTOR });
