@@ -17,6 +17,8 @@ use undercroft_harness::guest;
 use undercroft_kernel_config::{Kernel, initramfs};
 use undercroft_vmm::config::Description;
 
+use crate::packages::{self, Group};
+
 const INSTRUCTIONS: &str = "instructions";
 const ENTRIES: &str = "entries";
 const KIB: &str = "KiB";
@@ -80,6 +82,8 @@ fn conclude(budgets: &Budgets, measurements: &[Measurement], verdicts: &[Verdict
 }
 
 fn measure(kernel: Option<&Path>, brief: bool) -> anyhow::Result<Vec<Measurement>> {
+    packages::ensure(Group::Lab)?;
+    packages::ensure(Group::Disk)?;
     eprintln!("building the VMM, the inits, the plugin and the ruler's runner");
     let guest = guest::build()?;
     let vmm = tools::vmm()?;
