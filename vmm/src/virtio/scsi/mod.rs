@@ -18,7 +18,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 
 use super::device::{ActivateError, Activation, VirtioDevice};
-use super::disk::{Disk, RequestError};
+use super::disk::Disk;
 use super::queue::{VirtQueue, cannot, work_off_until};
 use super::worker::Worker;
 
@@ -49,14 +49,6 @@ pub enum UnitError {
     /// No disk is there.
     #[error("there is no disk at logical unit {0}")]
     Absent(u8),
-    /// What the guest wrote could not be made durable. The disk is detached nevertheless.
-    #[error("the disk at logical unit {lun} is detached, but what was written last may be lost")]
-    Flush {
-        /// Which.
-        lun: u8,
-        /// Why.
-        source: RequestError,
-    },
 }
 
 /// The host's hold on a controller: disks come and go by it.
@@ -84,15 +76,14 @@ impl ScsiControl {
         Ok(())
     }
 
-    /// Takes a unit's disk away, once the request that it is at has ended, and makes durable what was written to it.
-    /// When this returns its file is closed. The guest should have let go of it before: from now on it gets errors.
+    /// Takes a unit's disk away, once the request that it is at has ended. When this returns its file is closed. The
+    /// guest should have let go of it before, which is also when Linux flushes it: from now on it gets errors.
     ///
     /// # Errors
-    /// There is none, or the flush failed.
+    /// There is none.
     pub fn detach(&self, lun: u8) -> Result<(), UnitError> {
         let disk = self.0.write().unwrap_or_else(PoisonError::into_inner)[usize::from(lun)].take();
-        let disk = disk.ok_or(UnitError::Absent(lun))?;
-        disk.flush().map_err(|source| UnitError::Flush { lun, source })
+        disk.map(drop).ok_or(UnitError::Absent(lun))
     }
 
     /// The units that have disks.
