@@ -84,6 +84,9 @@ fn in_the_lab(reason: &str, prepared: &mut prepare::Prepared) -> anyhow::Result<
     eprintln!("in the lab: {reason}");
     let plan = prepared.write_down()?;
     let program = std::env::current_exe().context("this program's own path is unknown")?;
+    // Cargo may have put a newer one in its place meanwhile; the kernel says it so (proc(5), /proc/PID/exe).
+    let program = program.to_string_lossy();
+    let program = OsString::from(program.trim_end_matches(" (deleted)"));
     let argv = [program.as_os_str(), "boot".as_ref(), "--prepared".as_ref(), plan.as_os_str()];
     let status = lab::ensure()?.command(argv).tty_if_terminal().forward_signals(true).status()?;
     Ok(status.code())
