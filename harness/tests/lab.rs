@@ -116,13 +116,14 @@ fn the_hosts_files_are_there_and_only_ours_can_be_written() {
 #[test]
 fn a_client_that_dies_takes_its_command_with_it() {
     with_lab(|lab| {
-        let script = "setsid sleep 47111 & sleep 47111";
-        let mut client =
-            runner(&["/bin/sh", "-c", script]).stdout(Stdio::null()).spawn().expect("the runner starts");
-        eventually("both sleepers run", || processes(lab, "47111") == 2);
-        client.kill().unwrap();
-        client.wait().unwrap();
-        eventually("none is left, not even that of another session", || processes(lab, "47111") == 0);
+        let seconds = (1_000_000 + std::process::id()).to_string();
+        // The last word is there so that the shell's own arguments are not counted, and so that it stays.
+        let script = format!("setsid sleep {seconds} & sleep {seconds}; true");
+        let client = runner(&["/bin/sh", "-c", &script]).stdout(Stdio::null()).spawn();
+        let client = Killed(client.expect("the runner starts"));
+        eventually("both sleepers run", || processes(lab, &seconds) == 2);
+        drop(client);
+        eventually("none is left, not even that of another session", || processes(lab, &seconds) == 0);
     });
 }
 
