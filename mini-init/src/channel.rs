@@ -76,7 +76,7 @@ impl Channel {
                 Err(e) => Some(Err(e)),
             };
             loop {
-                match self.incoming.next() {
+                match self.incoming.message() {
                     Ok(Some(message)) => messages.push(message),
                     Ok(None) => break,
                     Err(e) => return (messages, Some(Err(io::Error::other(e)))),

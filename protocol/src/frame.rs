@@ -32,10 +32,14 @@ pub enum FrameError {
     #[error("the connection failed")]
     Io(#[from] io::Error),
     /// The first bytes are not ours.
-    #[error("expected an undercroft frame, which starts with \"uc\", and got {0:02x?}: something else speaks here")]
+    #[error(
+        "expected an undercroft frame, which starts with \"uc\", and got {0:02x?}: something else speaks here"
+    )]
     NotOurs([u8; 2]),
     /// The peer speaks another version.
-    #[error("the peer speaks protocol version {theirs}, this side version {VERSION}: use host and guest of one build")]
+    #[error(
+        "the peer speaks protocol version {theirs}, this side version {VERSION}: use host and guest of one build"
+    )]
     Version {
         /// The peer's version.
         theirs: u16,
@@ -60,7 +64,8 @@ pub enum FrameError {
 /// One message as the bytes of a frame.
 pub fn encode<T: Serialize>(message: &T) -> Result<Vec<u8>, FrameError> {
     let mut bytes = vec![0; HEADER];
-    bytes = postcard::to_extend(message, bytes).map_err(|source| FrameError::Malformed { length: 0, source })?;
+    bytes =
+        postcard::to_extend(message, bytes).map_err(|source| FrameError::Malformed { length: 0, source })?;
     let length = bytes.len() - HEADER;
     if length > MAX_FRAME {
         return Err(FrameError::TooLong { length: length as u64 });
@@ -127,13 +132,13 @@ pub struct FrameBuffer {
 
 impl FrameBuffer {
     /// Adds bytes that arrived. Never holds more than one longest frame and one read more, as long as
-    /// [`next`](Self::next) is called until it gives `None` after each.
+    /// [`message`](Self::message) is called until it gives `None` after each.
     pub fn extend(&mut self, bytes: &[u8]) {
         self.bytes.extend_from_slice(bytes);
     }
 
     /// The next whole message, or `None` if more bytes are needed. After an error the stream is of no more use.
-    pub fn next<T: DeserializeOwned>(&mut self) -> Result<Option<T>, FrameError> {
+    pub fn message<T: DeserializeOwned>(&mut self) -> Result<Option<T>, FrameError> {
         let Some(header) = self.bytes.first_chunk::<HEADER>() else { return Ok(None) };
         let end = HEADER + check(*header)?;
         let Some(message) = self.bytes.get(HEADER..end) else { return Ok(None) };
@@ -197,7 +202,7 @@ mod tests {
             let mut got = Vec::new();
             for part in bytes.chunks(cut) {
                 buffer.extend(part);
-                while let Some(m) = buffer.next::<(u32, String)>().unwrap() { got.push(m); }
+                while let Some(m) = buffer.message::<(u32, String)>().unwrap() { got.push(m); }
             }
             prop_assert_eq!(got, messages);
         }

@@ -7,7 +7,8 @@ use serde::Serialize;
 use undercroft_protocol::{
     Opening, Token, VERSION,
     command::{
-        Command, DiskAddress, Done, Event, Failure, FailureKind, Import, Imported, Launch, Reply, Request, Root,
+        Command, DiskAddress, Done, Event, Failure, FailureKind, Import, Imported, Launch, Reply, Request,
+        Root,
     },
     frame::encode,
     opening::{GuestHello, Mark},

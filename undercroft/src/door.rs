@@ -172,7 +172,7 @@ impl Visitor {
     fn frame(&self) -> std::result::Result<Option<Opening>, FrameError> {
         let mut buffer = FrameBuffer::default();
         buffer.extend(&self.bytes);
-        buffer.next()
+        buffer.message()
     }
 
     fn prove(self, board: &Board) {

@@ -15,7 +15,11 @@ use undercroft_harness::{
 };
 
 use super::steps::Context;
-use crate::{boot, kernel, packages::{self, Group}, workspace_root};
+use crate::{
+    boot, kernel,
+    packages::{self, Group},
+    workspace_root,
+};
 
 pub(super) fn run(context: &mut Context) -> anyhow::Result<()> {
     let target = workspace_root().join("target");
@@ -42,9 +46,17 @@ pub(super) fn run(context: &mut Context) -> anyhow::Result<()> {
         println!("\n-- {name}");
         let mut arguments = vec![binary.display().to_string(), "--test-threads=2".into()];
         arguments.extend(context.filter.clone());
-        let environment = [(suite::SET, set.display().to_string()), (suite::RESULTS, results.display().to_string())];
+        let environment =
+            [(suite::SET, set.display().to_string()), (suite::RESULTS, results.display().to_string())];
         let status = match &lab {
-            Some(lab) => lab.command(&arguments).envs(environment).stdin_null().status().context("the lab")?.code().into(),
+            Some(lab) => lab
+                .command(&arguments)
+                .envs(environment)
+                .stdin_null()
+                .status()
+                .context("the lab")?
+                .code()
+                .into(),
             None => Command::new(binary)
                 .args(&arguments[1..])
                 .envs(environment)
@@ -83,7 +95,15 @@ fn prepare() -> anyhow::Result<Suite> {
 /// Builds the harness's test binaries; their names and paths, in order.
 fn test_binaries() -> anyhow::Result<BTreeMap<String, std::path::PathBuf>> {
     let output = Command::new("cargo")
-        .args(["test", "--locked", "--package", "undercroft-harness", "--tests", "--no-run", "--message-format=json"])
+        .args([
+            "test",
+            "--locked",
+            "--package",
+            "undercroft-harness",
+            "--tests",
+            "--no-run",
+            "--message-format=json",
+        ])
         .current_dir(workspace_root())
         .stdin(Stdio::null())
         .stderr(Stdio::inherit())
@@ -94,7 +114,8 @@ fn test_binaries() -> anyhow::Result<BTreeMap<String, std::path::PathBuf>> {
         let Ok(message) = serde_json::from_str::<serde_json::Value>(line) else { continue };
         let kind = message["target"]["kind"][0].as_str();
         let package = message["package_id"].as_str().unwrap_or_default();
-        let (Some(name), Some(path)) = (message["target"]["name"].as_str(), message["executable"].as_str()) else {
+        let (Some(name), Some(path)) = (message["target"]["name"].as_str(), message["executable"].as_str())
+        else {
             continue;
         };
         if kind == Some("test") && package.contains("undercroft-harness") {
@@ -112,7 +133,8 @@ fn summarise(results: &std::path::Path, context: &mut Context) -> anyhow::Result
     let mut skipped: BTreeMap<String, usize> = BTreeMap::new();
     println!();
     for line in text.lines() {
-        let record: Record = serde_json::from_str(line).with_context(|| format!("{}: {line}", results.display()))?;
+        let record: Record =
+            serde_json::from_str(line).with_context(|| format!("{}: {line}", results.display()))?;
         *count.entry(record.ending).or_default() += 1;
         match record.ending {
             Ending::Passed => {}

@@ -9,7 +9,10 @@ use std::{
 use anyhow::{Context as _, bail};
 
 use super::guests;
-use crate::{packages::{self, Group}, workspace_root};
+use crate::{
+    packages::{self, Group},
+    workspace_root,
+};
 
 /// One step.
 pub(super) struct Step {
@@ -19,13 +22,21 @@ pub(super) struct Step {
 }
 
 pub(super) const STEPS: &[Step] = &[
-    Step { name: "kernel", what: "start building the tuned kernel in the background, unless it is cached", run: kernel },
+    Step {
+        name: "kernel",
+        what: "start building the tuned kernel in the background, unless it is cached",
+        run: kernel,
+    },
     Step { name: "format", what: "rustfmt has nothing to say", run: format },
     Step { name: "clippy", what: "no warnings", run: clippy },
     Step { name: "unit", what: "unit and doc tests; they need neither KVM nor root nor network", run: unit },
     Step { name: "tidy", what: "rooms, unsafe, long files, documents", run: tidy },
     Step { name: "deny", what: "licences, bans and sources of dependencies", run: deny },
-    Step { name: "guests", what: "real kernels, real distributions, with the stock and the tuned kernel", run: guests::run },
+    Step {
+        name: "guests",
+        what: "real kernels, real distributions, with the stock and the tuned kernel",
+        run: guests::run,
+    },
     Step { name: "budget", what: "instructions, exits and bytes against their budgets", run: budget },
 ];
 
@@ -57,7 +68,12 @@ impl Context {
                 break status;
             }
             std::thread::sleep(std::time::Duration::from_secs(20));
-            let newest = std::fs::read_to_string(&log).unwrap_or_default().lines().last().unwrap_or_default().to_owned();
+            let newest = std::fs::read_to_string(&log)
+                .unwrap_or_default()
+                .lines()
+                .last()
+                .unwrap_or_default()
+                .to_owned();
             if newest != shown {
                 println!("  {newest}");
                 shown = newest;
@@ -89,7 +105,8 @@ impl Drop for Context {
 pub(super) fn sh(command: &mut Command) -> anyhow::Result<()> {
     let name = format!("{command:?}").replace('"', "");
     println!("$ {name}");
-    let status = command.current_dir(workspace_root()).stdin(Stdio::null()).status().with_context(|| name.clone())?;
+    let status =
+        command.current_dir(workspace_root()).stdin(Stdio::null()).status().with_context(|| name.clone())?;
     if status.success() { Ok(()) } else { bail!("{name}: {status}") }
 }
 
@@ -142,23 +159,32 @@ const CARGO_DENY: &str = "0.20.2";
 fn deny(context: &mut Context) -> anyhow::Result<()> {
     let tools = undercroft_kernel_config::cache::dir()?.join("tools");
     let ours = tools.join("bin/cargo-deny");
-    let found = |program: &std::path::Path| Command::new(program).arg("--version").output().is_ok_and(|o| o.status.success());
+    let found = |program: &std::path::Path| {
+        Command::new(program).arg("--version").output().is_ok_and(|o| o.status.success())
+    };
     let program = if found("cargo-deny".as_ref()) {
         PathBuf::from("cargo-deny")
     } else {
         if !found(&ours) {
-            println!("installing cargo-deny {CARGO_DENY} into {} (about five minutes, once)", tools.display());
-            sh(cargo(&["install", "cargo-deny", "--locked", "--quiet", "--version", CARGO_DENY, "--root"]).arg(&tools))?;
+            println!(
+                "installing cargo-deny {CARGO_DENY} into {} (about five minutes, once)",
+                tools.display()
+            );
+            sh(cargo(&["install", "cargo-deny", "--locked", "--quiet", "--version", CARGO_DENY, "--root"])
+                .arg(&tools))?;
         }
         ours
     };
     sh(Command::new(&program).args(["check", "--hide-inclusion-graph", "licenses", "bans", "sources"]))?;
     // The advisory database is a git repository that not every machine reaches.
-    let advisories = Command::new(&program).args(["check", "advisories"]).current_dir(workspace_root()).output()?;
+    let advisories =
+        Command::new(&program).args(["check", "advisories"]).current_dir(workspace_root()).output()?;
     let text = String::from_utf8_lossy(&advisories.stderr);
     if advisories.status.success() {
         println!("advisories ok");
-    } else if text.contains("failed to fetch advisory database") || text.contains("failed to load advisory database") {
+    } else if text.contains("failed to fetch advisory database")
+        || text.contains("failed to load advisory database")
+    {
         context.notes.push("advisories were not checked: their database cannot be reached from here".into());
     } else {
         print!("{text}");
