@@ -16,9 +16,9 @@ use undercroft_protocol::{
 };
 
 fn line<T: Serialize + std::fmt::Debug>(out: &mut String, name: &str, message: &T) {
-    let bytes = encode(message).unwrap();
+    let bytes = encode(message).expect("a message can be encoded");
     let hex: String = bytes.iter().map(|b| format!("{b:02x}")).collect();
-    writeln!(out, "{name}: {hex}").unwrap();
+    writeln!(out, "{name}: {hex}").expect("a string can be written to");
 }
 
 #[test]

@@ -48,13 +48,13 @@ pub(super) fn connect(folder: &Path) -> io::Result<UnixStream> {
     UnixStream::connect(format!("/proc/self/fd/{}/{SOCKET}", folder.as_raw_fd()))
 }
 
-pub(super) fn run(command: Command<'_>, collect: bool) -> Result<Output, LabError> {
+pub(super) fn run(command: &Command<'_>, collect: bool) -> Result<Output, LabError> {
     let stream = connect(&command.folder).map_err(LabError::at("connecting to the lab"))?;
     let mut broker = Pump::new(stream.into()).map_err(LabError::at("connecting to the lab"))?;
     broker.say(0, Message::Hello { version: VERSION, name: String::new() });
-    broker.say(COMMAND, Message::Start(start(&command)?));
+    broker.say(COMMAND, Message::Start(start(command)?));
 
-    let signals = Signals::new(&command)?;
+    let signals = Signals::new(command)?;
     let _raw = command.tty.then(terminal::Raw::new);
     let (stdin, stdout, stderr) = (io::stdin(), io::stdout(), io::stderr());
     let mut session = Session {

@@ -178,11 +178,11 @@ impl<'a> Command<'a> {
 
     /// Runs it with this process's stdout and stderr, and gives how it ended.
     pub fn status(self) -> Result<Ended, LabError> {
-        client::run(self, false).map(|output| output.ended)
+        client::run(&self, false).map(|output| output.ended)
     }
 
     /// Runs it and collects its output.
     pub fn output(self) -> Result<Output, LabError> {
-        client::run(self, true)
+        client::run(&self, true)
     }
 }

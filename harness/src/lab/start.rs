@@ -2,14 +2,20 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader};
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::{Signal, kill};
+use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
+use nix::unistd::Pid;
 use undercroft_kernel_config::cache;
 use undercroft_lab::launch::{Launch, Mounts, Virtiofsd};
 use undercroft_lab::pump::Pump;
-use undercroft_lab::wire::{Message, Payload, Report, VERSION};
+use undercroft_lab::wire::{Frame, Message, Payload, Report, VERSION};
 
 use super::{Lab, LabError, client, folder, initramfs, kernel};
 
@@ -48,6 +54,7 @@ pub fn ensure() -> Result<Lab, LabError> {
     if runs(&lab.folder, &identity) {
         return Ok(lab);
     }
+    end_silent(&lab.folder);
     retire_others(&labs, &lab.folder);
     let idle_seconds = number("UNDERCROFT_LAB_IDLE").unwrap_or(IDLE_SECONDS);
     eprintln!(
@@ -117,31 +124,30 @@ fn start_broker(program: &Path, launch: &Launch) -> Result<(), LabError> {
     Err(LabError::NotUp(said.join("\n")))
 }
 
-/// One question to a broker.
-fn ask(folder: &Path, question: Message) -> Option<(Pump, Message)> {
+/// How long a broker may take to answer; it has nothing else to do, but its machine may be very busy.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// One question to a broker, and its answer.
+fn ask(folder: &Path, question: Message) -> Option<Message> {
     let stream = client::connect(folder).ok()?;
     let mut pump = Pump::new(stream.into()).ok()?;
     pump.say(0, question);
-    let answer = answer(&mut pump, Duration::from_secs(5));
-    Some((pump, answer.unwrap_or(Message::Abandon)))
+    answer(&mut pump, PATIENCE)
 }
 
 fn answer(pump: &mut Pump, patience: Duration) -> Option<Message> {
-    use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-    use std::os::fd::AsFd;
     let end = Instant::now() + patience;
     loop {
         pump.flush().ok()?;
-        if let Payload::Message(message) =
-            pump.next().ok()?.map(|f| f.payload).unwrap_or(Payload::Message(Message::Abandon))
-        {
-            if message != Message::Abandon {
-                return Some(message);
-            }
+        if let Some(Frame { payload: Payload::Message(message), .. }) = pump.next().ok()? {
+            return Some(message);
         }
         let left = end.checked_duration_since(Instant::now())?;
         let mut fds = [PollFd::new(pump.as_fd(), PollFlags::POLLIN)];
-        poll(&mut fds, PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX)).ok()?;
+        match poll(&mut fds, PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX)) {
+            Ok(_) | Err(Errno::EINTR) => {}
+            Err(_) => return None,
+        }
         if !pump.fill(1 << 20).ok()? {
             return None;
         }
@@ -150,8 +156,14 @@ fn answer(pump: &mut Pump, patience: Duration) -> Option<Message> {
 
 fn runs(folder: &Path, identity: &str) -> bool {
     let hello = Message::Hello { version: VERSION, name: identity.to_owned() };
-    let answer = ask(folder, hello).map(|(_, answer)| answer);
-    matches!(answer, Some(Message::Hello { version: VERSION, name }) if name == identity)
+    matches!(ask(folder, hello), Some(Message::Hello { version: VERSION, name }) if name == identity)
+}
+
+/// Kills a broker that takes connections and does not answer, and with it its QEMU.
+fn end_silent(folder: &Path) {
+    let Ok(stream) = client::connect(folder) else { return };
+    let Ok(peer) = getsockopt(&stream, PeerCredentials) else { return };
+    let _ = kill(Pid::from_raw(peer.pid()), Signal::SIGKILL);
 }
 
 /// Labs of other builds end as soon as nothing runs in them; folders of dead ones are removed.
@@ -175,7 +187,7 @@ fn folders(labs: &Path) -> Vec<PathBuf> {
 /// What each running lab of this user says of itself.
 pub fn status() -> Result<Vec<Report>, LabError> {
     let labs = folder::labs()?;
-    let reports = folders(&labs).into_iter().filter_map(|folder| match ask(&folder, Message::Status)?.1 {
+    let reports = folders(&labs).into_iter().filter_map(|folder| match ask(&folder, Message::Status)? {
         Message::Report(report) => Some(report),
         _ => None,
     });
