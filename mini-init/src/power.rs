@@ -1,6 +1,6 @@
 //! The end of the VM.
 
-use std::{fs, io::Write};
+use std::{fs, io::Write, path::Path};
 
 use nix::{
     mount::{MntFlags, MsFlags, mount, umount2},
@@ -92,8 +92,12 @@ pub(crate) fn off() -> ! {
     {
         log::line(log::Level::Error, &format!("writing {value:#x} to port {port:#x} to power off: {error}"));
     }
-    let _ = reboot(RebootMode::RB_POWER_OFF);
-    // No way to power off. A restart ends the machine as well: the VMM does not start it anew.
+    // Without ACPI the kernel would halt instead, and the VMM would wait for ever. A restart ends the machine as well: the
+    // VMM does not start it anew, and says that it was one.
+    if Path::new("/sys/firmware/acpi").exists() {
+        let _ = reboot(RebootMode::RB_POWER_OFF);
+    }
+    log::line(log::Level::Error, "this kernel knows no way to power off; restarting the machine instead");
     let _ = reboot(RebootMode::RB_AUTOBOOT);
     let _ =
         std::io::stderr().write_all(b"mini-init: this machine can be switched off by no way known here\n");

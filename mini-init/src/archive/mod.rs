@@ -83,6 +83,8 @@ pub(crate) struct Entry {
     pub(crate) device: (u32, u32),
     /// Extended attributes.
     pub(crate) attributes: Vec<(Vec<u8>, Vec<u8>)>,
+    /// Access control lists as text, and whether each is a directory's default.
+    pub(crate) lists: Vec<(bool, Vec<u8>)>,
     /// Where the content belongs, as offset and length, if there are holes.
     pub(crate) map: Option<Vec<(u64, u64)>>,
 }
@@ -165,6 +167,7 @@ impl<R: Read> Archive<R> {
             size: 0,
             device: header.device,
             attributes: extended.attributes,
+            lists: extended.lists,
             map: None,
         };
         self.entries += 1;

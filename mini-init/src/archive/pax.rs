@@ -12,6 +12,7 @@ pub(super) struct Extended {
     pub(super) gid: Option<u32>,
     pub(super) modified: Option<(i64, u32)>,
     pub(super) attributes: Vec<(Vec<u8>, Vec<u8>)>,
+    pub(super) lists: Vec<(bool, Vec<u8>)>,
     pub(super) sparse: PaxSparse,
 }
 
@@ -46,6 +47,8 @@ impl Extended {
             b"uid" => self.uid = unset_or(value, || text()?.parse().map_err(|_| wrong(key, value)))?,
             b"gid" => self.gid = unset_or(value, || text()?.parse().map_err(|_| wrong(key, value)))?,
             b"mtime" => self.modified = unset_or(value, || time(text()?).ok_or_else(|| wrong(key, value)))?,
+            b"SCHILY.acl.access" => self.lists.push((false, value.to_vec())),
+            b"SCHILY.acl.default" => self.lists.push((true, value.to_vec())),
             _ => {
                 if let Some(name) = key.strip_prefix(b"SCHILY.xattr.") {
                     self.attribute(name, value);
@@ -68,7 +71,7 @@ impl Extended {
 
     /// Lets what a later header says go before what this says.
     pub(super) fn add(&mut self, later: Self) {
-        let Self { path, target, size, uid, gid, modified, attributes, sparse } = later;
+        let Self { path, target, size, uid, gid, modified, attributes, lists, sparse } = later;
         self.path = path.or(self.path.take());
         self.target = target.or(self.target.take());
         self.size = size.or(self.size);
@@ -77,6 +80,9 @@ impl Extended {
         self.modified = modified.or(self.modified);
         for (name, value) in attributes {
             self.attribute(&name, &value);
+        }
+        if !lists.is_empty() {
+            self.lists = lists;
         }
         if sparse.is_any() {
             self.sparse = sparse;

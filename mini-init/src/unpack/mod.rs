@@ -5,6 +5,7 @@
 //! archive leads where it would lead inside the distribution, and never out of it. Times and modes of directories are set
 //! at the end ([`metadata`]): what is put into a directory changes its time, and may need its write permission.
 
+mod acl;
 mod metadata;
 #[cfg(test)]
 mod tests;
@@ -102,8 +103,9 @@ pub(crate) fn unpack<R: Read>(
         held: 0,
         buffer: vec![0; BUFFER],
     };
-    while let Some(entry) = unpacker.archive.next()? {
+    while let Some(mut entry) = unpacker.archive.next()? {
         unpacker.account.entries += 1;
+        unpacker.lists_to_attributes(&mut entry);
         unpacker.entry(&entry, &mut progress)?;
         progress(&unpacker.account, unpacker.archive.offset());
     }
@@ -142,6 +144,23 @@ impl<R: Read> Unpacker<R> {
                 self.account
                     .warn(&entry.name, "an entry of a kind that no file has (a socket, perhaps) is left out");
                 Ok(())
+            }
+        }
+    }
+
+    /// Access control lists are attributes, whose names' numbers are those of the root's own files.
+    fn lists_to_attributes(&mut self, entry: &mut Entry) {
+        for (default, text) in std::mem::take(&mut entry.lists) {
+            let (tree, name) = (&self.tree, if default { "default" } else { "access" });
+            let mut id_of = |kind, name: &str| {
+                let table = if kind == acl::Kind::User { "etc/passwd" } else { "etc/group" };
+                acl::number_in(&tree.small_file(table), name)
+            };
+            match acl::value(&text, &mut id_of) {
+                Ok(value) => entry.attributes.push((format!("system.posix_acl_{name}").into_bytes(), value)),
+                Err(reason) => {
+                    self.account.warn(&entry.name, &format!("its access control list is left out: {reason}"))
+                }
             }
         }
     }

@@ -134,6 +134,17 @@ impl Tree {
         Ok(directory)
     }
 
+    /// A file's first mebibyte; empty if it cannot be read.
+    pub(super) fn small_file(&self, path: &str) -> Vec<u8> {
+        use std::io::Read;
+        let mut content = Vec::new();
+        let flags = OFlag::O_RDONLY | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
+        if let Ok(file) = self.resolve(path.as_bytes(), flags, ResolveFlag::empty()) {
+            let _ = std::fs::File::from(file).take(1 << 20).read_to_end(&mut content);
+        }
+        content
+    }
+
     /// Something was taken away: what is remembered may be reached by its name no more.
     pub(super) fn forget(&mut self) {
         self.last = None;
