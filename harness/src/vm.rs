@@ -21,12 +21,10 @@ use std::{
 
 use undercroft::{
     Archive, Cause, Distribution, Error, Machine, MachineOptions, NewDisk, Output, Pipes, Program, disk,
+    machine_config,
 };
 use undercroft_protocol::command::DiskAddress;
-use undercroft_vmm::{
-    MachineConfig,
-    config::{BalloonConfig, Description},
-};
+use undercroft_vmm::{MachineConfig, config::Description};
 
 use crate::{
     console::{complaint, excerpt},
@@ -55,12 +53,16 @@ pub fn guest_test(body: impl FnOnce(&'static Suite) -> Outcome) -> Outcome {
     })
 }
 
+/// A last word of a test's on its machine.
+type Change = Box<dyn FnOnce(&mut MachineConfig)>;
+
 /// A machine in the making.
 pub struct Boot {
     suite: &'static Suite,
-    config: MachineConfig,
-    modules_disk: Option<PathBuf>,
-    modules: Vec<PathBuf>,
+    kernel: &'static undercroft_kernel_config::Kernel,
+    cpus: u8,
+    memory_mib: u64,
+    changes: Vec<Change>,
     distros: Vec<(String, PathBuf)>,
     expected: Vec<String>,
 }
@@ -71,23 +73,12 @@ pub fn boot(suite: &'static Suite, kernel: Kernel) -> Boot {
         Kernel::Stock => &suite.stock,
         Kernel::Tuned => &suite.tuned,
     };
-    let config = MachineConfig {
-        kernel: kernel.image.clone(),
-        // Warnings too: whatever the kernel complains of ends the test.
-        command_line: format!("console=ttyS0 loglevel=5 panic=-1 {}", kernel.command_line),
-        description: match kernel.description {
-            undercroft_kernel_config::Description::Acpi => Description::Acpi,
-            undercroft_kernel_config::Description::DeviceTree => Description::DeviceTree,
-            undercroft_kernel_config::Description::CommandLine => Description::CommandLine,
-        },
-        balloon: Some(BalloonConfig::default()),
-        ..MachineConfig::default()
-    };
     Boot {
         suite,
-        config,
-        modules_disk: kernel.modules_disk.clone(),
-        modules: kernel.initramfs_modules.clone(),
+        kernel,
+        cpus: 1,
+        memory_mib: 512,
+        changes: Vec::new(),
         distros: Vec::new(),
         expected: usual(),
     }
@@ -102,7 +93,7 @@ fn usual() -> Vec<String> {
 impl Boot {
     /// Virtual CPUs.
     pub fn cpus(mut self, cpus: u8) -> Self {
-        self.config.cpus = cpus;
+        self.cpus = cpus;
         self
     }
 
@@ -113,19 +104,18 @@ impl Boot {
     pub fn memory(mut self, size: &str) -> Self {
         let (number, unit) = size.split_at(size.len().saturating_sub(1));
         let number: u64 = number.parse().expect("a size is a number and M or G");
-        self.config.memory_mib = if unit == "G" { number * 1024 } else { number };
+        self.memory_mib = if unit == "G" { number * 1024 } else { number };
         self
     }
 
     /// How the machine is described to the kernel.
-    pub fn described_by(mut self, description: Description) -> Self {
-        self.config.description = description;
-        self
+    pub fn described_by(self, description: Description) -> Self {
+        self.with(move |config| config.description = description)
     }
 
     /// Changes anything else of the machine.
-    pub fn with(mut self, change: impl FnOnce(&mut MachineConfig)) -> Self {
-        change(&mut self.config);
+    pub fn with(mut self, change: impl FnOnce(&mut MachineConfig) + 'static) -> Self {
+        self.changes.push(Box::new(change));
         self
     }
 
@@ -146,12 +136,17 @@ impl Boot {
         let scratch = tempfile::Builder::new().prefix("undercroft-test-").tempdir()?;
         let test = std::thread::current().name().unwrap_or("test").replace("::", ".");
         let log = self.suite.logs.join(format!("{test}.{}.log", std::process::id()));
-        let mut config = self.config;
+        let mut config = machine_config(self.kernel, self.cpus, self.memory_mib);
+        // Warnings too: whatever the kernel complains of ends the test.
+        config.command_line = config.command_line.replacen("quiet", "loglevel=5", 1);
+        for change in self.changes {
+            change(&mut config);
+        }
         let initramfs = scratch.path().join("initramfs.cpio");
         undercroft_kernel_config::initramfs::build(
             &self.suite.guest.mini_init,
             &self.suite.guest.init,
-            &self.modules,
+            &self.kernel.initramfs_modules,
             &initramfs,
         )
         .map_err(harness)?;
@@ -159,7 +154,7 @@ impl Boot {
         let machine = Machine::start(MachineOptions {
             vmm: self.suite.vmm.clone(),
             config,
-            modules_disk: self.modules_disk,
+            modules_disk: self.kernel.modules_disk.clone(),
             console_log: Some(log.clone()),
             patience: if lab::inside() { 40 } else { 1 },
         })

@@ -59,8 +59,9 @@ fn read_only_is_enforced_outside_the_guest(
             fs::write(path, vec![0x5a; 1 << 20])?;
         }
         let vm = boot(suite, kernel)
-            .with(|c| {
-                c.disks = vec![DiskConfig { path: blk.clone(), read_only: true, serial: "rom".into() }];
+            .with({
+                let disk = DiskConfig { path: blk.clone(), read_only: true, serial: "rom".into() };
+                |config| config.disks.push(disk)
             })
             .distro("a", &suite.busybox)
             .start()?;

@@ -10,9 +10,10 @@ use std::{
 
 use anyhow::{Context, bail};
 use serde::{Deserialize, Serialize};
+use undercroft::machine_config;
 use undercroft_harness::guest;
 use undercroft_kernel_config::{self as kernel_config, Kernel, Kind, cache, initramfs};
-use undercroft_vmm::config::{Description, MachineConfig};
+use undercroft_vmm::MachineConfig;
 
 use super::{
     Arguments, debian,
@@ -110,25 +111,9 @@ pub(crate) fn prepare(arguments: Arguments, in_lab: bool) -> anyhow::Result<Prep
     let initramfs = cache.join("initramfs").join(format!("{name}-{}.cpio", kernel.release));
     initramfs::build(&guest.mini_init, &guest.init, &kernel.initramfs_modules, &initramfs)?;
 
-    let defaults = MachineConfig::default();
-    let config = MachineConfig {
-        kernel: kernel.image.clone(),
-        initramfs: Some(initramfs),
-        command_line: [&defaults.command_line, &kernel.command_line]
-            .map(|s| s.trim())
-            .join(" ")
-            .trim()
-            .into(),
-        cpus: arguments.cpus.unwrap_or_else(|| default_cpus(in_lab)),
-        memory_mib: arguments.memory,
-        description: match kernel.description {
-            kernel_config::Description::Acpi => Description::Acpi,
-            kernel_config::Description::DeviceTree => Description::DeviceTree,
-            kernel_config::Description::CommandLine => Description::CommandLine,
-        },
-        balloon: Some(Default::default()),
-        ..defaults
-    };
+    let cpus = arguments.cpus.unwrap_or_else(|| default_cpus(in_lab));
+    let config =
+        MachineConfig { initramfs: Some(initramfs), ..machine_config(&kernel, cpus, arguments.memory) };
     let plan = Plan {
         vmm,
         config,
