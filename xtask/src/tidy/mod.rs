@@ -15,8 +15,11 @@ use anyhow::{Context, bail};
 #[derive(clap::Args)]
 pub(crate) struct Arguments {}
 
+/// The findings.
+type Check = fn(&Tree) -> anyhow::Result<Vec<String>>;
+
 /// Each check gives one line a finding, with the place and what to do.
-const CHECKS: &[(&str, fn(&Tree) -> anyhow::Result<Vec<String>>)] = &[
+const CHECKS: &[(&str, Check)] = &[
     ("rooms: who may depend on whom", rooms::check),
     ("files: length", source::length),
     ("unsafe: only in its modules", source::unsafe_modules),
