@@ -6,13 +6,12 @@
 
 use std::fmt;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex};
 
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 use vm_memory::GuestMemoryMmap;
-use vmm_sys_util::epoll::EventSet;
+use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::buffers::Buffers;
@@ -45,6 +44,8 @@ pub struct Console {
 struct Host {
     input: Option<OwnedFd>,
     output: Option<OwnedFd>,
+    /// Knows whether the output has room; a regular file always has, and nothing here knows it.
+    room: Option<Epoll>,
     tap: Option<Tap>,
 }
 
@@ -57,7 +58,21 @@ impl fmt::Debug for Console {
 impl Console {
     /// A console that reads from `input` and writes to `output`, where there are any, and shows `tap` what it writes.
     pub fn new(input: Option<OwnedFd>, output: Option<OwnedFd>, tap: Option<Tap>, events: EventLoop) -> Self {
-        Self { host: Arc::new(Mutex::new(Host { input, output, tap })), events, active: None }
+        let room = output.as_ref().and_then(|output| {
+            let epoll = Epoll::new().ok()?;
+            let event = EpollEvent::new(EventSet::OUT, 0);
+            epoll.ctl(ControlOperation::Add, output.as_raw_fd(), event).ok()?;
+            Some(epoll)
+        });
+        Self { host: Arc::new(Mutex::new(Host { input, output, room, tap })), events, active: None }
+    }
+}
+
+impl Host {
+    /// Whether a piece can be written without waiting. (Or fails at once, which is as good.)
+    fn has_room(&self) -> bool {
+        let full = |epoll: &Epoll| matches!(epoll.wait(0, &mut [EpollEvent::default()]), Ok(0));
+        !self.room.as_ref().is_some_and(full)
     }
 }
 
@@ -170,7 +185,7 @@ impl Port {
 
     fn piece(&mut self, host: &mut Host, memory: &GuestMemoryMmap, mut chain: Chain) {
         if let Some(output) = host.output.as_ref().filter(|_| !chain.readable.is_empty()) {
-            if !has_room(output.as_fd()) {
+            if !host.has_room() {
                 self.wait_for_output(output.as_fd());
                 self.current = Some(chain);
                 return;
@@ -217,12 +232,6 @@ impl Port {
             .or_else(|_| self.registration.watch(&output, OUTPUT, events));
         self.is_output_watched = watched.is_ok();
     }
-}
-
-/// Whether a piece can be written without waiting. (Or fails at once, which is as good.)
-fn has_room(output: BorrowedFd<'_>) -> bool {
-    let mut fds = [PollFd::new(output, PollFlags::POLLOUT)];
-    !matches!(poll(&mut fds, PollTimeout::ZERO), Ok(0))
 }
 
 impl VirtioDevice for Console {

@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex};
 
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
-use super::lock;
+use super::{heap, lock};
 
 /// What runs on the loop for one device.
 pub trait Handler: Send {
@@ -56,11 +56,13 @@ impl fmt::Debug for Registration {
 }
 
 impl EventLoop {
-    /// A loop that does not run yet.
+    /// A loop that does not run yet. It is best made before the process has threads: those that are started later share
+    /// one heap, so that confined ones need not open files to shrink theirs.
     ///
     /// # Errors
     /// epoll_create1(2)'s.
     pub fn new() -> io::Result<Self> {
+        heap::share();
         let shared = Shared { epoll: Epoll::new()?, handlers: Mutex::default(), next: AtomicU32::new(1) };
         Ok(Self { shared: Arc::new(shared) })
     }

@@ -25,6 +25,7 @@ pub mod vsock;
 #[cfg(test)]
 mod device_tests;
 mod guest_io;
+mod heap;
 #[cfg(test)]
 mod testing;
 #[cfg(test)]

@@ -16,6 +16,7 @@ use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::epoll::EventSet;
 
 use super::packet::{self, Header};
+use super::sockets::send_now;
 use crate::virtio::buffers::Buffers;
 use crate::virtio::guest_io;
 
@@ -297,7 +298,7 @@ impl Connection {
     fn flush(&mut self) {
         while !self.pending.is_empty() && self.writable && self.is_host_listening() {
             let (front, _) = self.pending.as_slices();
-            match send(&self.stream, front) {
+            match send_now(&self.stream, front) {
                 Ok(count) => {
                     self.pending.drain(..count);
                     self.forward(count);
@@ -360,12 +361,4 @@ impl Connection {
             self.due.credit_update = true;
         }
     }
-}
-
-/// Sends to a socket; a peer that is gone is an error and no signal.
-pub(super) fn send(stream: &UnixStream, bytes: &[u8]) -> io::Result<usize> {
-    use nix::sys::socket::{MsgFlags, send};
-    use std::os::fd::AsRawFd;
-    let flags = MsgFlags::MSG_NOSIGNAL | MsgFlags::MSG_DONTWAIT;
-    Ok(send(stream.as_raw_fd(), bytes, flags)?)
 }

@@ -8,6 +8,7 @@
 mod connection;
 mod multiplexer;
 mod packet;
+mod sockets;
 #[cfg(test)]
 mod tests;
 

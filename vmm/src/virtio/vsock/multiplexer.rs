@@ -3,16 +3,17 @@
 use std::collections::{HashMap, VecDeque};
 use std::ffi::OsString;
 use std::io::{self, Read};
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket};
+use nix::errno::Errno;
 use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::epoll::EventSet;
 
-use super::connection::{Connection, Fate, Stage, send};
+use super::connection::{Connection, Fate, Stage};
 use super::packet::{self, HEADER_LENGTH, Header};
+use super::sockets;
 use crate::virtio::buffers::Buffers;
 use crate::virtio::event_loop::{Handler, Registration};
 use crate::virtio::queue::{Chain, VirtQueue};
@@ -168,7 +169,7 @@ impl Multiplexer {
                 connection.stage = Stage::Established;
                 let line = format!("OK {}\n", connection.host_port);
                 // Nothing else was ever written to the socket: there is room, or nobody.
-                match send(&connection.stream, line.as_bytes()) {
+                match sockets::send_now(&connection.stream, line.as_bytes()) {
                     Ok(n) if n == line.len() => Fate::Live,
                     _ => Fate::Reset,
                 }
@@ -197,7 +198,7 @@ impl Multiplexer {
         if self.connections.len() >= MAX_CONNECTIONS {
             return self.answer_with_reset(header);
         }
-        let Ok(stream) = connect_now(&path) else { return self.answer_with_reset(header) };
+        let Ok(stream) = sockets::connect_now(&path) else { return self.answer_with_reset(header) };
         let mut connection =
             Connection::new(stream, Stage::Established, header.source_port, header.target_port);
         connection.note_credit(header);
@@ -219,19 +220,17 @@ impl Multiplexer {
     fn accept(&mut self) {
         self.is_accept_due = false;
         loop {
-            let stream = match self.listener.accept() {
-                Ok((stream, _)) => stream,
-                Err(error) => match error.kind() {
-                    io::ErrorKind::WouldBlock => return,
-                    io::ErrorKind::Interrupted | io::ErrorKind::ConnectionAborted => continue,
-                    _ => {
-                        // No file descriptors. There will be no other event for those that wait.
-                        self.is_accept_due = !self.connections.is_empty();
-                        return;
-                    }
-                },
+            let stream = match sockets::accept_now(&self.listener) {
+                Ok(stream) => stream,
+                Err(Errno::EAGAIN) => return,
+                Err(Errno::EINTR | Errno::ECONNABORTED) => continue,
+                Err(_) => {
+                    // No file descriptors. There will be no other event for those that wait.
+                    self.is_accept_due = !self.connections.is_empty();
+                    return;
+                }
             };
-            if self.connections.len() >= MAX_CONNECTIONS || stream.set_nonblocking(true).is_err() {
+            if self.connections.len() >= MAX_CONNECTIONS {
                 continue;
             }
             let token = self.insert(Connection::new(stream, Stage::Greeting, 0, 0));
@@ -456,12 +455,4 @@ fn can_hold_data(chain: &Chain) -> bool {
 fn write_header(queue: &mut VirtQueue, memory: &GuestMemoryMmap, chain: &Chain, header: &Header, data: u32) {
     chain.writable.clone().write(memory, &header.encode());
     queue.push(chain.head, HEADER_LENGTH as u32 + data);
-}
-
-/// Connects to a unix socket at once or not at all: a listener whose backlog is full must not hold up the loop.
-fn connect_now(path: &OsString) -> io::Result<UnixStream> {
-    let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
-    let fd = socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
-    connect(std::os::fd::AsRawFd::as_raw_fd(&fd), &UnixAddr::new(path.as_os_str())?)?;
-    Ok(fd.into())
 }
