@@ -7,7 +7,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Error, cache};
+use crate::{Error, cache, tuned};
 
 const MANIFEST: &str = "manifest.json";
 
@@ -66,6 +66,10 @@ impl Kernel {
         let mut kernel: Self = serde_json::from_slice(&text)
             .map_err(|e| Error::io("understand", &path)(std::io::Error::from(e)))?;
         kernel.each_path(|path| *path = directory.join(&*path));
+        if kernel.kind == Kind::Tuned {
+            kernel.description = tuned::DESCRIPTION;
+            kernel.command_line = tuned::COMMAND_LINE.into();
+        }
         Ok(kernel)
     }
 

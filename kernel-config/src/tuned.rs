@@ -28,8 +28,12 @@ const OBJECTS: usize = 2900;
 /// Parameters that this kernel boots faster with, each measured in instructions at 1 CPU and 512 MiB: the I/O APIC's timer
 /// is not tried out (50 million), per-CPU memory is made of pages and not of a block of 2 MiB that is cleared (4), names
 /// of enums in trace events' formats stay unresolved (110), and /sys/kernel/slab stays empty (4).
-const COMMAND_LINE: &str =
+pub(crate) const COMMAND_LINE: &str =
     "no_timer_check percpu_alloc=page initcall_blacklist=trace_eval_init,slab_late_init";
+
+/// How this kernel is told which devices there are. This and the parameters are no part of a build and of its name:
+/// [`Kernel::load`] puts them in, so that another choice needs no other build.
+pub(crate) const DESCRIPTION: Description = Description::DeviceTree;
 
 /// What to build.
 #[derive(Debug, Clone, Default)]
@@ -78,7 +82,7 @@ pub fn merged(with: &[String]) -> Result<Merged, Error> {
 /// Names the result: by all that decides its bytes.
 fn id(tarball: &Tarball, merged: &Merged, toolchain: &str) -> String {
     let mut hash = Sha256::new();
-    for part in [&RECIPE.to_string(), &tarball.sha256, &merged.text(), toolchain, COMMAND_LINE] {
+    for part in [&RECIPE.to_string(), &tarball.sha256, &merged.text(), toolchain] {
         hash.update((part.len() as u64).to_le_bytes());
         hash.update(part);
     }
@@ -239,7 +243,7 @@ fn collect(build: &Path, dir: &Path, tarball: &Tarball, id: &str) -> Result<(), 
         origin: format!("{} with undercroft's fragments ({id})", tarball.origin),
         initramfs_modules,
         modules_disk: Some(disk),
-        description: Description::DeviceTree,
+        description: DESCRIPTION,
         command_line: COMMAND_LINE.into(),
     };
     kernel.save(dir)
