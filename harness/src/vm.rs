@@ -13,15 +13,17 @@
 //! ```
 
 use std::{
+    cell::OnceCell,
     collections::BTreeMap,
     fs,
     path::{Path, PathBuf},
+    sync::mpsc,
     time::Duration,
 };
 
 use undercroft::{
-    Archive, Cause, Distribution, Error, Machine, MachineOptions, NewDisk, Output, Pipes, Program, disk,
-    machine_config,
+    Archive, Cause, Distribution, Error, Machine, MachineOptions, NewDisk, Output, Pipes, Program, Stopper,
+    disk, machine_config,
 };
 use undercroft_protocol::command::DiskAddress;
 use undercroft_vmm::{MachineConfig, config::Description};
@@ -151,16 +153,19 @@ impl Boot {
         )
         .map_err(harness)?;
         config.initramfs = Some(initramfs);
-        let machine = Machine::start(MachineOptions {
+        let watchdog = Watchdog::default();
+        let options = MachineOptions {
             vmm: self.suite.vmm.clone(),
             config,
             modules_disk: self.kernel.modules_disk.clone(),
             console_log: Some(log.clone()),
-            patience: if lab::inside() { 40 } else { 1 },
-        })
-        .map_err(|e| explain(&e, &log))?;
+            patience: if lab::inside() { 20 } else { 1 },
+        };
+        let started = Machine::start_with(options, |stopper| watchdog.watch(stopper));
+        let machine = started.map_err(|e| explain(&e, &log))?;
         let mut vm = Vm {
             machine: Some(machine),
+            _watchdog: watchdog,
             distros: BTreeMap::new(),
             scratch,
             log,
@@ -178,6 +183,7 @@ impl Boot {
 /// A running machine. Dropped, it is killed, and its console is searched for complaints of the kernel.
 pub struct Vm {
     machine: Option<Machine>,
+    _watchdog: Watchdog,
     distros: BTreeMap<String, Distro>,
     scratch: tempfile::TempDir,
     log: PathBuf,
@@ -338,6 +344,27 @@ impl Drop for Vm {
     }
 }
 
+/// Interrupts a machine that a test has had for too long: whatever the test waits for then ends, as a timeout.
+#[derive(Default)]
+struct Watchdog {
+    /// Dropped with the machine, which calls the watching thread off.
+    alive: OnceCell<mpsc::Sender<()>>,
+}
+
+impl Watchdog {
+    fn watch(&self, stopper: Stopper) {
+        let limit = Duration::from_secs(if lab::inside() { 300 } else { 60 });
+        let (alive, end) = mpsc::channel();
+        // It watches one machine only.
+        let _ = self.alive.set(alive);
+        std::thread::spawn(move || {
+            if end.recv_timeout(limit) == Err(mpsc::RecvTimeoutError::Timeout) {
+                stopper.interrupt(libc::SIGALRM);
+            }
+        });
+    }
+}
+
 fn harness(error: impl std::fmt::Display) -> Failure {
     Failure::Harness(error.to_string())
 }
@@ -348,6 +375,9 @@ fn explain(error: &Error, log: &Path) -> Failure {
     let what = chain(error);
     match error {
         Error::Timeout { .. } => Failure::Timeout { what, console },
+        Error::Ended(ending) if ending.cause == Cause::Interrupted(libc::SIGALRM) => {
+            Failure::Timeout { what: "the test as a whole took too long".into(), console }
+        }
         Error::Ended(ending) if matches!(ending.cause, Cause::GuestPanic(_)) => {
             Failure::GuestPanic { line: what, console }
         }
