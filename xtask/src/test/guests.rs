@@ -14,7 +14,10 @@ use undercroft_harness::{
     suite::{self, Suite},
 };
 
-use super::steps::Context;
+use super::{
+    schedule::{self, Job},
+    steps::Context,
+};
 use crate::{
     boot, kernel,
     packages::{self, Group},
@@ -34,44 +37,26 @@ pub(super) fn run(context: &mut Context) -> anyhow::Result<()> {
     let set = target.join("guest-suite.json");
     suite.write(&set)?;
 
-    let lab = match lab::needed() {
-        Some(reason) => {
-            println!("in the lab, because {reason}");
-            Some(lab::ensure().context("starting the lab")?)
-        }
-        None => None,
-    };
-    let mut failed = Vec::new();
-    // The lab's own tests run on the host, with the unit tests.
-    for (name, binary) in tests.iter().filter(|(name, _)| *name != "lab") {
-        println!("\n-- {name}");
-        let mut arguments = vec![binary.display().to_string(), "--test-threads=2".into()];
-        arguments.extend(context.filter.clone());
-        let environment =
-            [(suite::SET, set.display().to_string()), (suite::RESULTS, results.display().to_string())];
-        let status = match &lab {
-            Some(lab) => lab
-                .command(&arguments)
-                .envs(environment)
-                .stdin_null()
-                .status()
-                .context("the lab")?
-                .code()
-                .into(),
-            None => Command::new(binary)
-                .args(&arguments[1..])
-                .envs(environment)
-                .stdin(Stdio::null())
-                .status()?
-                .code()
-                .unwrap_or(128),
-        };
-        if status != 0 {
-            failed.push(name.as_str());
+    let in_lab = lab::needed();
+    if let Some(reason) = &in_lab {
+        println!("in the lab, because {reason}");
+    }
+    let environment =
+        vec![(suite::SET, set.display().to_string()), (suite::RESULTS, results.display().to_string())];
+    // The lab's own tests run on the host, with the unit tests. Backwards, because sessions have the longest ones.
+    let mut queue = Vec::new();
+    for (binary, path) in tests.into_iter().rev().filter(|(name, _)| name != "lab") {
+        for test in schedule::names(&path)? {
+            let wanted =
+                context.filter.as_ref().is_none_or(|f| format!("{binary} {test}").contains(f.as_str()));
+            if wanted {
+                queue.push(Job { binary: binary.clone(), path: path.clone(), test });
+            }
         }
     }
+    let failed = schedule::run(queue, in_lab.is_some(), &environment)?;
     summarise(&results, context)?;
-    if failed.is_empty() { Ok(()) } else { bail!("guest tests failed in {}", failed.join(", ")) }
+    if failed.is_empty() { Ok(()) } else { bail!("guest tests failed: {}", failed.join(", ")) }
 }
 
 /// Makes or finds what the tests start from.

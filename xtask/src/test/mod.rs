@@ -1,6 +1,7 @@
 //! `cargo xtask test`: everything that CI runs, in an order in which nobody waits who need not.
 
 mod guests;
+mod schedule;
 mod steps;
 
 use std::{process::ExitCode, time::Instant};

@@ -1,0 +1,113 @@
+//! Guest tests side by side: a process each, on hardware KVM or spread over as many labs as the host has CPUs for.
+
+use std::{
+    collections::VecDeque,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    sync::{Mutex, PoisonError},
+    time::Instant,
+};
+
+use anyhow::Context;
+use undercroft_harness::lab::{self, LabError};
+
+/// One test of one binary.
+pub(super) struct Job {
+    pub(super) binary: String,
+    pub(super) path: PathBuf,
+    pub(super) test: String,
+}
+
+type Environment = [(&'static str, String)];
+
+/// The tests that a binary has.
+pub(super) fn names(binary: &Path) -> anyhow::Result<Vec<String>> {
+    let output = Command::new(binary).args(["--list", "--format=terse"]).stdin(Stdio::null()).output()?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    let names = text.lines().filter_map(|l| l.strip_suffix(": test").map(str::to_owned)).collect::<Vec<_>>();
+    anyhow::ensure!(output.status.success() && !names.is_empty(), "{} lists no tests", binary.display());
+    Ok(names)
+}
+
+/// Runs all of them and prints a line for each, with its output if it failed. Gives the names of those that failed.
+pub(super) fn run(jobs: Vec<Job>, in_lab: bool, environment: &Environment) -> anyhow::Result<Vec<String>> {
+    let total = jobs.len();
+    let queue = Mutex::new(VecDeque::from_iter(jobs.into_iter().enumerate()));
+    let failed = Mutex::new(Vec::new());
+    let workers = workers(in_lab);
+    let worker = |number: usize| -> anyhow::Result<()> {
+        loop {
+            let next = queue.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
+            let Some((at, job)) = next else { return Ok(()) };
+            let start = Instant::now();
+            let (good, output) =
+                if in_lab { there(&job, number, environment)? } else { here(&job, environment)? };
+            let word = if good { "ok  " } else { "FAIL" };
+            let seconds = start.elapsed().as_secs();
+            let mut text =
+                format!("[{:2}/{total}] {word} {}: {} ({seconds} s)", at + 1, job.binary, job.test);
+            if !good {
+                text.push('\n');
+                text.push_str(&output);
+                let name = format!("{}: {}", job.binary, job.test);
+                failed.lock().unwrap_or_else(PoisonError::into_inner).push(name);
+            }
+            println!("{text}");
+        }
+    };
+    std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..workers).map(|n| scope.spawn(move || worker(n))).collect();
+        threads.into_iter().try_for_each(|t| t.join().unwrap_or_else(|p| std::panic::resume_unwind(p)))
+    })?;
+    let mut failed = failed.into_inner().unwrap_or_else(PoisonError::into_inner);
+    failed.sort();
+    println!("guests: {} passed, {} failed", total - failed.len(), failed.len());
+    Ok(failed)
+}
+
+/// A lab holds one CPU and up to 4 GiB.
+fn workers(in_lab: bool) -> usize {
+    let cpus = std::thread::available_parallelism().map_or(1, usize::from);
+    let meminfo = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let available = meminfo
+        .lines()
+        .find_map(|l| l.strip_prefix("MemAvailable:")?.trim().split(' ').next()?.parse::<usize>().ok())
+        .unwrap_or(0);
+    let each_kib = if in_lab { 6 << 20 } else { 1 << 20 };
+    cpus.min(available / each_kib).clamp(1, 8)
+}
+
+fn arguments(job: &Job) -> [&str; 4] {
+    ["--exact", &job.test, "--test-threads=1", "--nocapture"]
+}
+
+fn here(job: &Job, environment: &Environment) -> anyhow::Result<(bool, String)> {
+    let output = Command::new(&job.path)
+        .args(arguments(job))
+        .envs(environment.iter().cloned())
+        .stdin(Stdio::null())
+        .output()
+        .with_context(|| job.path.display().to_string())?;
+    Ok((output.status.success(), text(&output.stdout, &output.stderr)))
+}
+
+/// A lab that dies under a test says nothing of the test: it is made anew, and the test run again, once.
+fn there(job: &Job, number: usize, environment: &Environment) -> anyhow::Result<(bool, String)> {
+    let mut lost = 0;
+    loop {
+        let lab = lab::ensure_nth(number).context("starting a lab")?;
+        let argv = std::iter::once(job.path.as_os_str()).chain(arguments(job).map(AsRef::as_ref));
+        match lab.command(argv).envs(environment.iter().cloned()).stdin_null().output() {
+            Ok(output) => return Ok((output.ended.code() == 0, text(&output.stdout, &output.stderr))),
+            Err(error @ (LabError::Lost { .. } | LabError::Connection(_))) if lost == 0 => {
+                println!("{}: {}: {error}; once more in a new one", job.binary, job.test);
+                lost += 1;
+            }
+            Err(error) => return Err(error).context("running a test in the lab"),
+        }
+    }
+}
+
+fn text(stdout: &[u8], stderr: &[u8]) -> String {
+    [stdout, stderr].map(String::from_utf8_lossy).concat()
+}
