@@ -187,12 +187,12 @@ fn a_terminal_is_one(#[values(Kernel::Stock, Kernel::Tuned)] kernel: Kernel) -> 
         screen.type_in("echo al''ive\n")?;
         screen.until("alive")?;
 
-        // Job control: stop it, see it, end it.
+        // Job control: stop it, see it, end it (what is stopped does not hear a SIGTERM).
         screen.type_in("sleep 1000\n")?;
         std::thread::sleep(Duration::from_millis(500));
         screen.type_in("\x1a")?;
         screen.until("Stopped")?;
-        screen.type_in("jobs; kill %1; wait; exit 5\n")?;
+        screen.type_in("jobs; kill -9 %1; wait; exit 5\n")?;
         screen.until("Stopped")?;
         assert_eq!(screen.end()?, ExitStatus::Code(5));
         vm.check(vm.machine().ping())?;

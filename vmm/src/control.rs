@@ -7,12 +7,13 @@
 
 use std::collections::VecDeque;
 use std::io::{self, IoSliceMut};
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 
 use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
 use serde::{Deserialize, Serialize};
 
+use crate::descriptor::{adopt, borrow};
 use crate::end::End;
 use crate::vcpu::Exits;
 
@@ -242,19 +243,6 @@ fn inherited(fd: RawFd) -> Option<OwnedFd> {
     let is_open = nix::fcntl::fcntl(borrow(fd)?, nix::fcntl::FcntlArg::F_GETFD).is_ok();
     let kind = getsockopt(&borrow(fd)?, sockopt::SockType).ok();
     (is_open && kind == Some(SockType::Stream)).then(|| adopt(fd))
-}
-
-#[allow(unsafe_code)]
-fn borrow(fd: RawFd) -> Option<std::os::fd::BorrowedFd<'static>> {
-    // SAFETY: it is not -1; what is done with it (fcntl, getsockopt) fails harmlessly if it is not open.
-    (fd >= 0).then(|| unsafe { std::os::fd::BorrowedFd::borrow_raw(fd) })
-}
-
-#[allow(unsafe_code)]
-fn adopt(fd: RawFd) -> OwnedFd {
-    // SAFETY: the descriptor was either just received, so that nobody else knows it, or is the one that the configuration
-    // hands over to the VMM, checked to be open.
-    unsafe { OwnedFd::from_raw_fd(fd) }
 }
 
 #[cfg(test)]

@@ -38,6 +38,7 @@ pub mod bus;
 pub mod config;
 pub mod confine;
 pub mod control;
+mod descriptor;
 pub mod devices;
 pub mod end;
 pub mod kvm;
