@@ -80,7 +80,6 @@ fn boot(arguments: Arguments) -> anyhow::Result<ExitCode> {
 
 /// Runs the second step in the lab.
 fn in_the_lab(reason: &str, prepared: &mut prepare::Prepared) -> anyhow::Result<u8> {
-    crate::packages::ensure(crate::packages::Group::Lab)?;
     eprintln!("in the lab: {reason}");
     let plan = prepared.write_down()?;
     let program = std::env::current_exe().context("this program's own path is unknown")?;

@@ -8,6 +8,7 @@ use std::{
 };
 
 use anyhow::{Context, bail};
+use undercroft_kernel_config::cache;
 
 /// A chore that needs programs of the host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -58,10 +59,6 @@ impl Group {
                     &[
                         need(&["qemu-system-x86_64"], "qemu-system-x86"),
                         need(&["/usr/share/qemu/qboot.rom"], "qemu-system-data"),
-                        need(
-                            &["/usr/lib/qemu/virtiofsd", "/usr/libexec/virtiofsd", "virtiofsd"],
-                            "qemu-system-common",
-                        ),
                         need(&["apt-get"], "apt"),
                         need(&["dpkg-deb"], "dpkg"),
                     ]
@@ -104,32 +101,89 @@ impl Group {
     /// The packages that are not there.
     fn missing(self) -> Vec<&'static str> {
         let needs = self.needs().iter();
-        needs.filter(|need| !need.any.iter().any(|what| is_there(what))).map(|need| need.package).collect()
+        let absent =
+            needs.filter(|need| !need.any.iter().any(|what| is_there(what))).map(|need| need.package);
+        match self {
+            Self::Lab => absent.chain(file_server()).collect(),
+            _ => absent.collect(),
+        }
     }
+}
+
+/// What virtiofsd takes if there is none, or none that serves this user. It is a package of its own since Debian 13. The
+/// one in Debian 12's QEMU serves root only; for anybody else cargo builds it, with these libraries.
+fn file_server() -> Vec<&'static str> {
+    let root = nix::unistd::geteuid().is_root();
+    let built = cache::dir().is_ok_and(|cache| cache.join("tools/bin/virtiofsd").exists());
+    if is_there("/usr/libexec/virtiofsd") || built || (root && is_there("/usr/lib/qemu/virtiofsd")) {
+        return Vec::new();
+    }
+    if apt_offers("virtiofsd") {
+        return vec!["virtiofsd"];
+    }
+    if root {
+        return vec!["qemu-system-common"];
+    }
+    let libraries =
+        [("/usr/include/cap-ng.h", "libcap-ng-dev"), ("/usr/include/seccomp.h", "libseccomp-dev")];
+    libraries.into_iter().filter(|(header, _)| !is_there(header)).map(|(_, package)| package).collect()
+}
+
+fn apt_offers(package: &str) -> bool {
+    let mut show = Command::new("apt-cache");
+    show.args(["show", "--no-all-versions", package]).stdin(Stdio::null());
+    show.stdout(Stdio::null()).stderr(Stdio::null()).status().is_ok_and(|status| status.success())
 }
 
 /// Makes sure that a chore has what it needs: root installs what is missing, anybody else is told the command.
 pub(crate) fn ensure(group: Group) -> anyhow::Result<()> {
-    let missing = group.missing();
+    ensure_all(&[group])
+}
+
+/// As [`ensure`], for a chore of several parts: what is missing for any of them is told at once.
+pub(crate) fn ensure_all(groups: &[Group]) -> anyhow::Result<()> {
+    let (missing, purpose) = missing(groups);
     if missing.is_empty() {
         return Ok(());
     }
-    let (list, purpose) = (missing.join(" "), group.purpose());
+    let list = missing.join(" ");
     let root = nix::unistd::geteuid().is_root();
     if !root || !is_there("apt-get") {
-        bail!("{list}: needed to {purpose} and not installed: sudo apt-get install {list}");
+        let update = if lists_are_empty() { "sudo apt-get update && " } else { "" };
+        bail!("packages are missing, needed to {purpose}: {update}sudo apt-get install {list}");
     }
     eprintln!("installing {list}, needed to {purpose}");
     if lists_are_empty() {
         apt(&["update"])?;
     }
     let mut arguments = vec!["install", "--yes", "--no-install-recommends"];
-    arguments.extend(&missing);
+    arguments.extend(missing);
     apt(&arguments).with_context(|| format!("tried to install {list}, needed to {purpose}"))?;
-    match group.missing().as_slice() {
-        [] => Ok(()),
-        still => bail!("{} did not bring what is needed to {purpose}", still.join(" ")),
+    match self::missing(groups) {
+        (still, _) if still.is_empty() => Ok(()),
+        (still, purpose) => bail!("{} did not bring what is needed to {purpose}", still.join(" ")),
     }
+}
+
+/// The packages that are not there, each once, and what for.
+fn missing(groups: &[Group]) -> (Vec<&'static str>, String) {
+    let (mut packages, mut purposes) = (Vec::new(), Vec::new());
+    for group in groups {
+        let missing = group.missing();
+        if !missing.is_empty() && !purposes.contains(&group.purpose()) {
+            purposes.push(group.purpose());
+        }
+        for package in missing {
+            if !packages.contains(&package) {
+                packages.push(package);
+            }
+        }
+    }
+    let purpose = match purposes.split_last() {
+        Some((last, others)) if !others.is_empty() => format!("{} and {last}", others.join(", ")),
+        _ => purposes.concat(),
+    };
+    (packages, purpose)
 }
 
 fn apt(arguments: &[&str]) -> anyhow::Result<()> {

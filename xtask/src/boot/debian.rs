@@ -14,12 +14,21 @@ use crate::packages::{self, Group};
 /// What a person expects to find beyond the smallest Debian.
 const PACKAGES: &str = "procps,vim-tiny,less,iproute2,iputils-ping,ca-certificates";
 
+/// Whether the archive is there already.
+pub(crate) fn is_made(cache: &Path) -> bool {
+    path(cache, &suite()).exists()
+}
+
+fn path(cache: &Path, suite: &str) -> PathBuf {
+    cache.join("distros").join(format!("debian-{suite}.tar"))
+}
+
 /// The archive's path, made if it is not there.
 pub(crate) fn archive(cache: &Path) -> anyhow::Result<PathBuf> {
     let suite = suite();
     let directory = cache.join("distros");
     fs::create_dir_all(&directory).with_context(|| format!("cannot create {}", directory.display()))?;
-    let archive = directory.join(format!("debian-{suite}.tar"));
+    let archive = path(cache, &suite);
     if archive.exists() {
         return Ok(archive);
     }

@@ -92,8 +92,12 @@ pub(crate) fn prepare(arguments: Arguments, in_lab: bool) -> anyhow::Result<Prep
         }
         undercroft::Archive::open(&one.archive)?;
     }
+    let mut needed = vec![Group::Disk];
+    needed.extend(stock_is_wanted(arguments.kernel.as_deref(), &cache).then_some(Group::StockKernel));
+    needed.extend((unnamed && !debian::is_made(&cache)).then_some(Group::Debian));
+    needed.extend(in_lab.then_some(Group::Lab));
+    packages::ensure_all(&needed)?;
     let kernel = kernel(arguments.kernel.as_deref(), &cache)?;
-    packages::ensure(Group::Disk)?;
     if unnamed {
         named.push(Named { name: "debian".into(), archive: debian::archive(&cache)? });
     }
@@ -164,6 +168,13 @@ fn kernel(wanted: Option<&Path>, cache: &Path) -> anyhow::Result<Kernel> {
                 Ok(kernel)
             }
         },
+    }
+}
+
+fn stock_is_wanted(wanted: Option<&Path>, cache: &Path) -> bool {
+    match wanted {
+        Some(kernel) => kernel == Path::new("stock"),
+        None => newest_tuned(cache).is_none(),
     }
 }
 

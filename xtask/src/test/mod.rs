@@ -9,6 +9,9 @@ use std::{process::ExitCode, time::Instant};
 use anyhow::Context;
 
 use steps::{STEPS, Step};
+use undercroft_harness::lab;
+
+use crate::packages::{self, Group};
 
 /// Everything that CI runs: format, lints, unit and doc tests, tidy, dependencies, guest tests with both kernels, budgets.
 #[derive(clap::Args)]
@@ -43,6 +46,20 @@ pub(crate) fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
         .filter(|s| arguments.only.is_empty() || arguments.only.iter().any(|o| o == s.name))
         .filter(|s| !arguments.skip.iter().any(|o| o == s.name))
         .collect();
+
+    // What is missing is told at once, and not by one step after the other.
+    let is_chosen = |name: &str| chosen.iter().any(|s| s.name == name);
+    let mut needed = Vec::new();
+    if is_chosen("kernel") {
+        needed.push(Group::KernelBuild);
+    }
+    if is_chosen("guests") {
+        needed.extend([Group::StockKernel, Group::Debian, Group::Disk, Group::Tests]);
+    }
+    if is_chosen("budget") || (is_chosen("guests") && lab::needed().is_some()) {
+        needed.push(Group::Lab);
+    }
+    packages::ensure_all(&needed)?;
 
     let mut context = steps::Context::new(arguments.filter)?;
     let mut failed = Vec::new();
