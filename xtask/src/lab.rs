@@ -71,7 +71,7 @@ fn status() -> anyhow::Result<ExitCode> {
     }
     for report in reports {
         println!(
-            "a lab is up for {} s (ready after {:.1} s): {} commands run, {} were started; QEMU {}, broker {}, console {}",
+            "a lab is up for {} s (ready after {:.1} s): {} commands running, {} started so far; QEMU {}, broker {}, console {}",
             report.up_seconds,
             report.ready_ms as f64 / 1000.0,
             report.commands,

@@ -156,6 +156,10 @@ fn kernel(wanted: Option<&Path>, cache: &Path) -> anyhow::Result<Kernel> {
         Some((_, Some("tuned"))) => newest_tuned(cache).context(
             "there is no tuned kernel yet: build it with `cargo xtask kernel` (once; half an hour or so)",
         ),
+        Some((path, _)) if !path.exists() => bail!(
+            "--kernel {0}: there is no file {0}: expected stock, tuned, or the path of a vmlinux or bzImage",
+            path.display()
+        ),
         Some((path, _)) => Ok(kernel_config::given(path)?),
         None => match newest_tuned(cache) {
             Some(kernel) => Ok(kernel),
