@@ -26,16 +26,18 @@ fn freed_pages_go_back(#[values(Kernel::Stock, Kernel::Tuned)] kernel: Kernel) -
             "{before} → {full} KiB: the guest's memory is not where it was looked for"
         );
         vm.read("a", "rm /run/m/fill")?;
+        // Free blocks of less than 2 MiB are not reported: three quarters of it must come back.
+        let kept = before + (full - before) / 4;
         // Free page reporting waits two seconds of the guest's, and goes on in parts.
         let mut after = full;
         for _ in 0..60 {
             vm.read("a", "sleep 1")?;
             after = resident(&vm)?;
-            if after < before + 40 * 1024 {
+            if after < kept {
                 break;
             }
         }
-        assert!(after < before + 40 * 1024, "{before} → {full} → {after} KiB: freed pages stay with the VMM");
+        assert!(after < kept, "{before} → {full} → {after} KiB: freed pages stay with the VMM");
         vm.power_off()
     })
 }

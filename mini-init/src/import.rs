@@ -42,8 +42,11 @@ pub(crate) fn run(what: &Import, mouth: &mut Mouth) -> Result<Done, Failure> {
         mount(Some(&device), place, Some("ext4"), MsFlags::MS_NOATIME, Some("discard,errors=remount-ro"));
     let where_from = format!("mounting {} ({}) as ext4", disk::describe(&what.disk), device.display());
     mounted.map_err(failure(FailureKind::Disk, &where_from))?;
-    let imported = unpack_all(what, place, mouth)?;
-    umount2(place, MntFlags::empty()).map_err(failure(FailureKind::Disk, "unmounting the disk"))?;
+    let imported = unpack_all(what, place, mouth);
+    // Whatever came of it: when the host hears of it, it may take the disk away at once.
+    let unmounted = umount2(place, MntFlags::empty());
+    let imported = imported?;
+    unmounted.map_err(failure(FailureKind::Disk, "unmounting the disk"))?;
     disk::flush_unused(&device).map_err(failure(FailureKind::Disk, "flushing the disk"))?;
     Ok(Done::Imported(imported))
 }
