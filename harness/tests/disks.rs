@@ -66,15 +66,19 @@ fn read_only_is_enforced_outside_the_guest(
             .distro("a", &suite.busybox)
             .start()?;
         let address = vm.check(vm.machine().attach_disk(&File::open(&scsi)?, true))?;
-        let device = "for d in /sys/block/sd*; do [ $(cat $d/size) = 2048 ] && echo /dev/${d##*/}; done";
-        let sd = vm.read("a", device)?;
-        for (device, file) in [("/dev/vda", &blk), (sd.as_str(), &scsi)] {
+        let scsi_name = "for d in /sys/block/sd*; do [ $(cat $d/size) = 2048 ] && echo ${d##*/}; done";
+        let scsi_name = vm.read("a", scsi_name)?;
+        for (name, file) in [("vda", &blk), (scsi_name.as_str(), &scsi)] {
+            // A distribution's /dev has no raw disks; its root can make a node as long as it is the VM's root.
+            let device = format!("/dev/raw-{name}");
+            let node = format!("mknod {device} b $(tr : ' ' < /sys/block/{name}/dev)");
+            vm.read("a", &node)?;
+            assert_eq!(vm.read("a", &format!("head -c 4 {device}"))?, "ZZZZ");
             // Even with the kernel's own flag taken away.
             let script = format!(
-                "blockdev --setrw {device}; dd if=/dev/zero of={device} bs=4096 count=1 conv=fsync 2>&1"
+                "blockdev --setrw {device}; dd if=/dev/zero of={device} bs=4096 count=1 conv=fsync,notrunc 2>&1"
             );
             assert_ne!(vm.sh("a", &script)?.status.shell(), 0, "{device} took a write");
-            assert_eq!(vm.read("a", &format!("head -c 4 {device}"))?, "ZZZZ");
             assert!(fs::read(file)?.iter().all(|b| *b == 0x5a), "{} was written to", file.display());
         }
         vm.check(vm.machine().detach_disk(address))?;
