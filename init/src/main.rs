@@ -4,11 +4,8 @@
 //! mounts what is the distribution's own ([`mounts`]), reads /etc/wsl.conf ([`configuration`]), connects to the host and
 //! serves sessions ([`server`]), each through a relay ([`relay`]).
 
-mod channel;
-mod clock;
 mod configuration;
 mod copy;
-mod host;
 mod log;
 mod mounts;
 mod network_files;
@@ -21,6 +18,7 @@ mod users;
 
 use std::{fs, process::ExitCode};
 
+use undercroft_guest::{clock, host};
 use undercroft_protocol::{Opening, command::Launch, read_frame, session::InitEvent};
 
 use configuration::Configuration;

@@ -1,4 +1,4 @@
-//! Making processes, and taking their ends.
+//! What processes are started with: descriptors, signals, and who adopts their orphans.
 #![allow(unsafe_code)]
 
 use std::{
@@ -9,21 +9,8 @@ use std::{
 use nix::{
     errno::Errno,
     fcntl::{FcntlArg, FdFlag, fcntl},
-    unistd::{ForkResult, Pid, fork as nix_fork},
+    unistd::Pid,
 };
-use undercroft_protocol::session::ExitStatus;
-
-/// Makes a child that goes on here, in a copy of this process.
-pub(crate) fn fork() -> Result<ForkResult, Errno> {
-    // SAFETY: init never starts a thread, so no lock can be held by another thread in the child's copy.
-    unsafe { nix_fork() }
-}
-
-/// Ends a child without running what the parent registered for its own exit.
-pub(crate) fn exit_child(status: i32) -> ! {
-    // SAFETY: _exit has no preconditions.
-    unsafe { libc::_exit(status) }
-}
 
 /// Takes a descriptor that whoever executed this program left open for it, by its number. It is closed on exec from now
 /// on. An error if there is no such descriptor.
@@ -34,33 +21,6 @@ pub(crate) fn inherited(number: RawFd) -> Result<File, Errno> {
     // SAFETY: it is open, as the call above has shown; its number was given to this program to own, and is taken once,
     // before any other descriptor is made.
     Ok(unsafe { File::from_raw_fd(number) })
-}
-
-/// What [`reap`] found.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Reaped {
-    /// This child has ended, so.
-    Child(Pid, ExitStatus),
-    /// There are children, and none has ended.
-    Nothing,
-    /// There are no children.
-    NoChildren,
-}
-
-/// Takes one ended child, if there is one.
-///
-/// nix's `waitpid` knows no realtime signals and fails where one has killed a process, which is then gone unnoticed.
-pub(crate) fn reap() -> Reaped {
-    let mut status = 0;
-    // SAFETY: `status` is one int, and lives through the call.
-    match unsafe { libc::waitpid(-1, &raw mut status, libc::WNOHANG) } {
-        0 => Reaped::Nothing,
-        pid if pid < 0 => Reaped::NoChildren,
-        pid if libc::WIFEXITED(status) => {
-            Reaped::Child(Pid::from_raw(pid), ExitStatus::Code(libc::WEXITSTATUS(status)))
-        }
-        pid => Reaped::Child(Pid::from_raw(pid), ExitStatus::Signal(libc::WTERMSIG(status))),
-    }
 }
 
 /// Sends a signal by number, realtime ones too: to a process, or to a group if `to` is negative (kill(2)).
@@ -76,7 +36,7 @@ pub(crate) fn adopt_orphans() -> Result<(), Errno> {
 }
 
 /// Closes every descriptor from 3 on but one. What owned them in this process must never be dropped afterwards: only for
-/// children that end by [`exit_child`] or exec.
+/// children that end by [`undercroft_guest::process::exit_child`] or exec.
 pub(crate) fn close_all_but(kept: &impl std::os::fd::AsRawFd) {
     let kept = kept.as_raw_fd() as libc::c_uint;
     for (first, last) in [(3, kept.saturating_sub(1)), (kept.max(2) + 1, libc::c_uint::MAX)] {

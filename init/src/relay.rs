@@ -19,6 +19,11 @@ use nix::{
     },
     unistd::{ForkResult, Pid, pipe2, setsid},
 };
+use undercroft_guest::{
+    channel::Channel,
+    clock, host,
+    process::{Reaped, exit_child, fork, reap},
+};
 use undercroft_protocol::{
     FrameError, Opening, Token,
     frame::{read_frame, write_frame},
@@ -26,11 +31,8 @@ use undercroft_protocol::{
 };
 
 use crate::{
-    channel::Channel,
-    clock,
     copy::Copy,
-    host,
-    process::{self, Reaped},
+    process,
     program::{self, Ends},
     server::About,
     terminal, users,
@@ -57,7 +59,7 @@ pub(crate) fn run(control: OwnedFd, exec: &Exec, about: &About) -> ! {
             }
         }
     })();
-    process::exit_child(i32::from(outcome.is_err()))
+    exit_child(i32::from(outcome.is_err()))
 }
 
 #[derive(Debug)]
@@ -100,12 +102,12 @@ fn start(exec: &Exec, about: &About) -> Result<Relay, StartError> {
     let (far, near) = connect(&exec.stdio).map_err(other("connecting the session to the host"))?;
 
     let (report, reporter) = pipe2(OFlag::O_CLOEXEC).map_err(|e| other("making a pipe")(e.into()))?;
-    let program = match process::fork().map_err(|e| other("starting a process")(e.into()))? {
+    let program = match fork().map_err(|e| other("starting a process")(e.into()))? {
         ForkResult::Parent { child } => child,
         ForkResult::Child => {
             let error = program::become_it(exec, &user, about, &far);
             let _ = write_frame(&mut File::from(reporter), &error);
-            process::exit_child(127)
+            exit_child(127)
         }
     };
     drop((far, reporter));
@@ -216,7 +218,7 @@ impl Relay {
     fn children_are_gone(&mut self) -> bool {
         while let Ok(Some(_)) = self.signals.read_signal() {}
         loop {
-            match process::reap() {
+            match reap() {
                 Reaped::Child(pid, status) if pid == self.program => {
                     self.status = Some(status);
                     // Nobody is to read the session's input any more.

@@ -16,18 +16,16 @@ use nix::{
     },
     unistd::{ForkResult, Pid},
 };
+use undercroft_guest::{
+    channel::Channel,
+    process::{Reaped, fork, reap},
+};
 use undercroft_protocol::{
     command::Launch,
     session::{Exec, ExitStatus, InitEvent, InitRequest, StartError},
 };
 
-use crate::{
-    channel::Channel,
-    configuration::Configuration,
-    log,
-    process::{self, Reaped},
-    relay,
-};
+use crate::{configuration::Configuration, log, process, relay};
 
 /// The grace time if whoever sent SIGTERM named none.
 const GRACE: Duration = Duration::from_secs(5);
@@ -131,7 +129,7 @@ impl Server {
     /// comes by its channel.
     fn reap(&mut self) -> bool {
         loop {
-            match process::reap() {
+            match reap() {
                 Reaped::Child(..) => {}
                 Reaped::Nothing => return true,
                 Reaped::NoChildren => return false,
@@ -221,7 +219,7 @@ impl Server {
 
     fn fork_relay(&self, exec: &Exec) -> io::Result<Channel> {
         let (ours, theirs) = socketpair(AddressFamily::Unix, SockType::Stream, None, SockFlag::SOCK_CLOEXEC)?;
-        match process::fork()? {
+        match fork()? {
             ForkResult::Child => relay::run(theirs, exec, &self.about),
             ForkResult::Parent { .. } => Channel::new(ours),
         }

@@ -13,7 +13,7 @@ use nix::{
 };
 use undercroft_protocol::{command::Done, session::ExitStatus};
 
-use crate::{disk, early, log, process};
+use crate::{disk, early, log, signal};
 
 /// How long killed processes may take to be gone, and their file system to be unmounted.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -44,7 +44,7 @@ impl Distribution {
         self.kill_at = Some(self.kill_at.map_or(kill_at, |sooner| sooner.min(kill_at)));
         let milliseconds = i32::try_from(grace.as_millis()).unwrap_or(i32::MAX);
         // ESRCH: it has ended, and its end is about to be noticed.
-        let _ = process::signal_with(self.pid, Signal::SIGTERM, milliseconds);
+        let _ = signal::signal_with(self.pid, Signal::SIGTERM, milliseconds);
     }
 
     /// Kills it if its grace time is over. Its processes go with the PID namespace.
@@ -65,7 +65,7 @@ pub(crate) fn cgroup(id: u32) -> PathBuf {
     Path::new(early::DISTRIBUTIONS).join(id.to_string())
 }
 
-/// Makes a distribution's cgroup, and opens it for [`process::clone_into`].
+/// Makes a distribution's cgroup, and opens it for [`undercroft_guest::process::clone_into`].
 pub(crate) fn make_cgroup(id: u32) -> io::Result<OwnedFd> {
     let path = cgroup(id);
     fs::create_dir(&path)?;

@@ -11,13 +11,14 @@ use nix::{
     mount::{MntFlags, MsFlags, mount, umount2},
     sched::{CloneFlags, unshare},
 };
+use undercroft_guest::host;
 use undercroft_protocol::{
     Opening,
     command::{Done, Event, Failure, FailureKind, Import, Imported},
 };
 
 use crate::{
-    disk, host,
+    disk,
     jobs::{Mouth, Word, failure, system},
     root_check,
     unpack::{self, Account, UnpackError},

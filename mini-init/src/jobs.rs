@@ -10,13 +10,17 @@ use nix::{
     unistd::{ForkResult, Pid, pipe2},
 };
 use serde::{Deserialize, Serialize};
+use undercroft_guest::{
+    channel::Channel,
+    process::{exit_child, fork},
+};
 use undercroft_protocol::{
     command::{Done, Event, Failure, FailureKind},
     frame::encode,
     opening::Mark,
 };
 
-use crate::{channel::Channel, log, process};
+use crate::log;
 
 /// What a child tells.
 #[derive(Debug, Serialize, Deserialize)]
@@ -91,12 +95,12 @@ pub(crate) fn start(
     work: impl FnOnce(&mut Mouth) -> Result<Done, Failure>,
 ) -> Result<Job, Failure> {
     let (read, mut mouth) = pipe().map_err(system("making a pipe"))?;
-    match process::fork().map_err(system("starting a process"))? {
+    match fork().map_err(system("starting a process"))? {
         ForkResult::Child => {
             drop(read);
             let answer = work(&mut mouth);
             mouth.say(&Word::Answer(answer));
-            process::exit_child(0)
+            exit_child(0)
         }
         ForkResult::Parent { child } => {
             let ear = Channel::new(read).map_err(system("listening to a child"))?;

@@ -7,12 +7,9 @@
 //! One thread, no runtime: what takes long runs in a forked child ([`jobs`]), so that the loop always answers.
 
 mod archive;
-mod channel;
-mod clock;
 mod disk;
 mod distribution;
 mod early;
-mod host;
 mod import;
 mod jobs;
 mod kernel_log;
@@ -23,11 +20,12 @@ mod modules;
 mod network;
 mod port;
 mod power;
-mod process;
 mod root_check;
 mod server;
+mod signal;
 mod unpack;
 
+use undercroft_guest::{clock, host};
 use undercroft_protocol::{Opening, opening::GuestHello};
 
 fn main() {

@@ -10,11 +10,9 @@ use nix::{
     },
     unistd::{Pid, sync},
 };
+use undercroft_guest::process::{Reaped, reap};
 
-use crate::{
-    log, port,
-    process::{self, Reaped},
-};
+use crate::{log, port};
 
 /// What the VMM's command line calls the port and value that power the machine off, `PORT,VALUE`, where the kernel
 /// cannot know them from ACPI.
@@ -56,7 +54,7 @@ pub(crate) fn stop_everything() -> Vec<String> {
 fn reap_all(complaints: &mut Vec<String>) {
     for _ in 0..200 {
         loop {
-            match process::reap() {
+            match reap() {
                 Reaped::Nothing => break,
                 Reaped::Child(..) => {}
                 Reaped::NoChildren => return,

@@ -15,19 +15,22 @@ use nix::{
     },
     unistd::Pid,
 };
+use undercroft_guest::{
+    channel::Channel,
+    clock,
+    process::{Reaped, reap},
+};
 use undercroft_protocol::{
     command::{Command, DiskAddress, Done, Event, Failure, FailureKind, Launch, Reply, Request, Root},
     session::ExitStatus,
 };
 
 use crate::{
-    channel::Channel,
-    clock, disk,
+    disk,
     distribution::{self, Distribution},
     import,
     jobs::{self, Job, Purpose, Word},
     launch, log, modprobe, power,
-    process::{self, Reaped},
 };
 
 /// What the distributions get when the host is gone: enough to write what they have in mind.
@@ -119,7 +122,7 @@ impl Server {
                 self.stop(None, GRACE_WITHOUT_HOST);
             }
         }
-        while let Reaped::Child(pid, status) = process::reap() {
+        while let Reaped::Child(pid, status) = reap() {
             self.ended(pid, status);
         }
     }

@@ -17,13 +17,16 @@ mod root;
 use std::path::Path;
 
 use nix::{sched::CloneFlags, unistd::ForkResult};
+use undercroft_guest::{
+    channel::Channel,
+    clock,
+    process::{clone_into, exit_child},
+};
 use undercroft_protocol::command::{Done, Failure, Launch};
 
 use crate::{
-    channel::Channel,
-    clock, distribution,
+    distribution,
     jobs::{self, Job, Mouth, Purpose, Word, system},
-    process,
 };
 use kernel::{Kernel, Linux};
 
@@ -38,13 +41,13 @@ pub(crate) fn start(request: u64, what: &Launch, device: &Path) -> Result<Job, F
     let asked = clock::mark("mini-init: launch asked for");
     let cgroup = distribution::make_cgroup(what.id).map_err(system("making the distribution's cgroup"))?;
     let (read, mut mouth) = jobs::pipe().map_err(system("making a pipe"))?;
-    let child = match process::clone_into(NAMESPACES, std::os::fd::AsFd::as_fd(&cgroup)) {
+    let child = match clone_into(NAMESPACES, std::os::fd::AsFd::as_fd(&cgroup)) {
         Ok(ForkResult::Parent { child }) => child,
         Ok(ForkResult::Child) => {
             drop(read);
             let failure = become_init(&mut Linux, what, device, &mut mouth);
             mouth.say(&Word::Answer(Err::<Done, _>(failure)));
-            process::exit_child(1)
+            exit_child(1)
         }
         Err(error) => {
             let _ = std::fs::remove_dir(distribution::cgroup(what.id));

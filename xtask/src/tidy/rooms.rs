@@ -10,8 +10,9 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("undercroft-protocol", &[]),
     ("undercroft-vmm", &[]),
     ("undercroft-kernel-config", &[]),
-    ("undercroft-mini-init", &["undercroft-protocol"]),
-    ("undercroft-init", &["undercroft-protocol"]),
+    ("undercroft-guest", &["undercroft-protocol"]),
+    ("undercroft-mini-init", &["undercroft-protocol", "undercroft-guest"]),
+    ("undercroft-init", &["undercroft-protocol", "undercroft-guest"]),
     ("undercroft", &["undercroft-protocol", "undercroft-vmm", "undercroft-kernel-config"]),
     (
         "undercroft-harness",

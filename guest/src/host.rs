@@ -8,8 +8,9 @@ use undercroft_protocol::{Opening, port, write_frame};
 /// The host's context id (virtio specification 1.2, section 5.10.4: 2 is the host's).
 const HOST_CID: u32 = 2;
 
-/// Opens a connection and says what it is for. The socket blocks, and is closed on exec.
-pub(crate) fn connect_as(opening: &Opening) -> io::Result<OwnedFd> {
+/// Opens a connection and says what it is for. The socket blocks, and is closed on exec. An error if nobody listens on
+/// [`port::UNDERCROFT`], or the opening cannot be written.
+pub fn connect_as(opening: &Opening) -> io::Result<OwnedFd> {
     let socket = open()?;
     let mut stream = File::from(socket);
     write_frame(&mut stream, opening).map_err(io::Error::other)?;

@@ -4,7 +4,7 @@ use nix::time::{ClockId, clock_gettime};
 use undercroft_protocol::opening::Mark;
 
 /// Now, on both clocks that the host can compare with its own.
-pub(crate) fn mark(name: &str) -> Mark {
+pub fn mark(name: &str) -> Mark {
     Mark {
         name: name.into(),
         boottime_ns: nanoseconds(ClockId::CLOCK_BOOTTIME),
