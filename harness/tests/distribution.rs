@@ -61,7 +61,7 @@ fn its_own_and_the_vms(#[values(Kernel::Stock, Kernel::Tuned)] kernel: Kernel) -
             vm.read("a", "stat -c %a /tmp; stat -c %a /run; stat -c %a /dev/shm; stat -L -c %a /dev/ptmx")?,
             "1777\n755\n1777\n666"
         );
-        assert_eq!(vm.read("a", "grep -c \"$(hostname)\" /etc/hosts")?, "1");
+        assert_eq!(vm.read("a", "grep -cw \"$(hostname)\" /etc/hosts")?, "1");
         vm.read("a", "echo x > /dev/shm/x && echo y > /run/y && echo z > /tmp/z")?;
         assert_eq!(vm.read("b", "ls /dev/shm /run/y /tmp 2>/dev/null | grep -c '^[xyz]$' || true")?, "0");
         vm.power_off()

@@ -42,8 +42,8 @@ fn what_is_no_kernel_is_refused() -> Outcome {
         foreign[18..20].copy_from_slice(&183u16.to_le_bytes());
         let cases = [
             ("absent", None, "No such file"),
-            ("text", Some(b"this is not a kernel\n".repeat(1000)), "kernel"),
-            ("empty", Some(Vec::new()), "kernel"),
+            ("text", Some(b"this is no boot image\n".repeat(1000)), "vmlinux"),
+            ("empty", Some(Vec::new()), "vmlinux"),
             ("cut", Some(first(elf, 3 << 20)?), ""),
             ("head", Some(first(elf, 70)?), ""),
             ("foreign", Some(foreign), "aarch64"),
