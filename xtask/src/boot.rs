@@ -9,6 +9,7 @@ use std::{ffi::OsString, path::PathBuf, process::ExitCode};
 use anyhow::Context;
 use undercroft_harness::lab;
 
+mod apart;
 pub(crate) mod debian;
 mod distribution;
 mod here;

@@ -9,6 +9,7 @@ use std::{
 use anyhow::{Context, bail};
 use undercroft_kernel_config::cache;
 
+use super::apart;
 use crate::packages::{self, Group};
 
 /// What a person expects to find beyond the smallest Debian.
@@ -44,7 +45,8 @@ pub(crate) fn archive(cache: &Path) -> anyhow::Result<PathBuf> {
     eprintln!("making a Debian {suite} with mmdebstrap (once; about a minute)");
     let partial = Partial(directory.join(format!(".debian-{suite}.tar.partial")));
     let out = File::create(&partial.0).with_context(|| format!("cannot create {}", partial.0.display()))?;
-    let output = Command::new("mmdebstrap")
+    let mut mmdebstrap = Command::new("mmdebstrap");
+    mmdebstrap
         .arg(if root { "--mode=root" } else { "--mode=unshare" })
         .args(["--quiet", "--variant=minbase", "--format=tar"])
         .arg(format!("--include={PACKAGES}"))
@@ -57,19 +59,32 @@ pub(crate) fn archive(cache: &Path) -> anyhow::Result<PathBuf> {
         .env("TMPDIR", "/tmp")
         .current_dir("/")
         .stdin(Stdio::null())
-        .stdout(out)
-        .output()
-        .context("mmdebstrap cannot be run")?;
-    if !output.status.success() {
-        let said = String::from_utf8_lossy(&output.stderr);
-        let said: Vec<_> = said.lines().filter(|line| line.starts_with("E:")).collect();
-        bail!(
-            "mmdebstrap could not make a Debian {suite}: {}",
-            said.first().unwrap_or(&"it did not say why")
-        );
+        .stdout(out);
+    let outcome = apart::run(&mut mmdebstrap).context("mmdebstrap cannot be run")?;
+    if let Some(signal) = outcome.interrupted {
+        drop(partial);
+        // Who interrupted us expects us to end by it.
+        nix::sys::signal::raise(signal)?;
+        bail!("interrupted");
+    }
+    if !outcome.status.success() {
+        bail!("mmdebstrap could not make a Debian {suite}: {}", reason(&outcome.stderr, &directory));
     }
     fs::rename(&partial.0, &archive).with_context(|| format!("cannot create {}", archive.display()))?;
     Ok(archive)
+}
+
+/// What mmdebstrap says first of what went wrong. For a full disk that is a warning, and the errors are what came of it.
+fn reason(stderr: &[u8], directory: &Path) -> String {
+    let said = String::from_utf8_lossy(stderr);
+    if said.contains("No space left on device") {
+        return format!(
+            "no space is left; it takes 600 MiB in /tmp for a while, and 200 MiB in {}: make room there and try again",
+            directory.display()
+        );
+    }
+    let error = said.lines().find_map(|line| line.trim().strip_prefix("E:"));
+    error.unwrap_or("it did not say why").trim().to_owned()
 }
 
 struct Partial(PathBuf);
