@@ -162,14 +162,15 @@ impl Error {
     }
 }
 
-/// init names the thing and says what is the matter with it.
-fn start_error(error: &StartError) -> &str {
-    let (StartError::NotFound(message)
-    | StartError::NotExecutable(message)
-    | StartError::NoUser(message)
-    | StartError::Directory(message)
-    | StartError::Other(message)) = error;
-    message
+/// init names the thing and says what is the matter with it; of a user it gives the name only.
+fn start_error(error: &StartError) -> String {
+    match error {
+        StartError::NoUser(name) => format!("{name}: no such user in the distribution"),
+        StartError::NotFound(message)
+        | StartError::NotExecutable(message)
+        | StartError::Directory(message)
+        | StartError::Other(message) => message.clone(),
+    }
 }
 
 fn before(ready: bool) -> &'static str {
