@@ -25,7 +25,7 @@ use crate::{
 };
 
 pub(super) fn run(context: &mut Context) -> anyhow::Result<()> {
-    let target = workspace_root().join("target");
+    let target = guest::target();
     let results = target.join("guest-results.jsonl");
     let _ = fs::remove_file(&results);
 

@@ -8,6 +8,8 @@ use std::{
 
 use anyhow::{Context as _, bail};
 
+use undercroft_harness::guest;
+
 use super::guests;
 use crate::{
     packages::{self, Group},
@@ -118,7 +120,7 @@ fn cargo(arguments: &[&str]) -> Command {
 
 fn kernel(context: &mut Context) -> anyhow::Result<()> {
     packages::ensure(Group::KernelBuild)?;
-    let log = workspace_root().join("target/kernel-build.log");
+    let log = guest::target().join("kernel-build.log");
     let file = File::create(&log).with_context(|| log.display().to_string())?;
     let child = Command::new(std::env::current_exe()?)
         .args(["kernel"])
