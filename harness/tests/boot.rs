@@ -53,6 +53,18 @@ fn the_stock_kernel_understands_acpi() -> Outcome {
     })
 }
 
+/// RAM above the devices' hole, and more CPUs than an MP table's or a device tree's first.
+#[test]
+fn four_cpus_and_four_gibibytes() -> Outcome {
+    guest_test(|suite| {
+        let vm = boot(suite, Kernel::Tuned).cpus(4).memory("4G").distro("a", &suite.busybox).start()?;
+        assert_eq!(vm.read("a", "nproc")?, "4");
+        let mib = vm.machine().hello().memory >> 20;
+        assert!((3900..=4096).contains(&mib), "the guest sees {mib} MiB of 4096");
+        vm.power_off()
+    })
+}
+
 /// `sysrq` is how a root of the VM makes its kernel end in each of these ways.
 #[rstest]
 #[case::panic("c", "panic")]
