@@ -101,6 +101,9 @@ fn programs<const N: usize>(folder: &str, packages: [&str; N]) -> Result<[PathBu
             Some(path) => Err(BuildError::Missing { path: path.clone() }),
         };
     }
+    if paths.iter().any(|path| !path.exists()) {
+        eprintln!("building {} (the first time takes half a minute)", packages.join(" and "));
+    }
     let mut command = cargo();
     command
         .args(["build", "--quiet", "--profile", "guest", "--target", TARGET, "--target-dir"])

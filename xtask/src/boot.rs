@@ -82,13 +82,15 @@ fn boot(arguments: Arguments) -> anyhow::Result<ExitCode> {
 /// Runs the second step in the lab.
 fn in_the_lab(reason: &str, prepared: &mut prepare::Prepared) -> anyhow::Result<u8> {
     eprintln!("in the lab: {reason}");
+    // First, because a Ctrl-C meanwhile ends this process on the spot, and would leave the plan behind.
+    let lab = lab::ensure()?;
     let plan = prepared.write_down()?;
     let program = std::env::current_exe().context("this program's own path is unknown")?;
     // Cargo may have put a newer one in its place meanwhile; the kernel says it so (proc(5), /proc/PID/exe).
     let program = program.to_string_lossy();
     let program = OsString::from(program.trim_end_matches(" (deleted)"));
     let argv = [program.as_os_str(), "boot".as_ref(), "--prepared".as_ref(), plan.as_os_str()];
-    let status = lab::ensure()?.command(argv).tty_if_terminal().forward_signals(true).status()?;
+    let status = lab.command(argv).tty_if_terminal().forward_signals(true).status()?;
     Ok(status.code())
 }
 

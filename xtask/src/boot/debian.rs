@@ -48,7 +48,8 @@ pub(crate) fn archive(cache: &Path) -> anyhow::Result<PathBuf> {
     let mut mmdebstrap = Command::new("mmdebstrap");
     mmdebstrap
         .arg(if root { "--mode=root" } else { "--mode=unshare" })
-        .args(["--quiet", "--variant=minbase", "--format=tar"])
+        // Not --quiet: a full disk is a warning.
+        .args(["--variant=minbase", "--format=tar"])
         .arg(format!("--include={PACKAGES}"))
         // What mmdebstrap copies from this host is not this distribution's.
         .arg("--customize-hook=rm -f \"$1/etc/hostname\" \"$1/etc/resolv.conf\"")
