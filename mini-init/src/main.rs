@@ -53,7 +53,14 @@ fn main() {
     };
     // The loop returns only when the host is gone or cannot be reached: nobody could use this machine any more.
     if let Some(error) = error {
-        log::line(log::Level::Error, &format!("the host cannot be reached ({error}); powering off"));
+        // A kernel that somebody named, without its modules.
+        let hint = match error.raw_os_error() {
+            Some(libc::EAFNOSUPPORT | libc::ENODEV) => {
+                "; this kernel needs vsock over virtio: built in, or as modules in /lib/modules or beside it"
+            }
+            _ => "",
+        };
+        log::line(log::Level::Error, &format!("the host cannot be reached ({error}){hint}; powering off"));
     }
     power::stop_everything();
     power::off()
