@@ -9,9 +9,6 @@ use std::time::SystemTime;
 
 const TARGET: &str = "x86_64-unknown-linux-gnu";
 
-/// The inits stand at fixed addresses: smaller, and nothing to relocate at each exec (docs/decisions.md).
-const FIXED: &str = "-Crelocation-model=static";
-
 /// Why the guests' programs are not there.
 #[derive(Debug, thiserror::Error)]
 pub enum BuildError {
@@ -45,7 +42,7 @@ pub struct Guest {
 
 /// The inits, built if their sources have changed. The same sources give the same bytes, whatever the clone's path.
 pub fn build() -> Result<Guest, BuildError> {
-    let [mini_init, init] = programs("guest", ["undercroft-mini-init", "undercroft-init"], &[FIXED])?;
+    let [mini_init, init] = programs("guest", ["undercroft-mini-init", "undercroft-init"])?;
     Ok(Guest { mini_init, init })
 }
 
@@ -56,7 +53,7 @@ pub(crate) fn lab_program() -> Result<PathBuf, BuildError> {
     if is_fresh(&program).unwrap_or(false) {
         return Ok(program);
     }
-    let [program] = programs("lab", ["undercroft-lab"], &[])?;
+    let [program] = programs("lab", ["undercroft-lab"])?;
     // Cargo keeps the old file where the new one would have the same bytes.
     if let Ok(file) = File::options().append(true).open(&program) {
         let _ = file.set_modified(SystemTime::now());
@@ -95,13 +92,8 @@ fn workspace() -> PathBuf {
     harness.parent().unwrap_or(harness).to_path_buf()
 }
 
-/// The programs of these packages, which have the packages' names, built in that folder of the target directory with
-/// these flags of rustc's beside those that all have.
-fn programs<const N: usize>(
-    folder: &str,
-    packages: [&str; N],
-    flags: &[&str],
-) -> Result<[PathBuf; N], BuildError> {
+/// The programs of these packages, which have the packages' names, built in that folder of the target directory.
+fn programs<const N: usize>(folder: &str, packages: [&str; N]) -> Result<[PathBuf; N], BuildError> {
     let paths = packages.map(|package| program_path(folder, package));
     if crate::lab::inside() {
         return match paths.iter().find(|path| !path.exists()) {
@@ -112,7 +104,7 @@ fn programs<const N: usize>(
     if paths.iter().any(|path| !path.exists()) {
         eprintln!("building {} (the first time takes half a minute)", packages.join(" and "));
     }
-    let mut command = cargo(flags);
+    let mut command = cargo();
     command
         .args(["build", "--quiet", "--profile", "guest", "--target", TARGET, "--target-dir"])
         .arg(target().join(folder));
@@ -127,8 +119,8 @@ fn programs<const N: usize>(
     Err(BuildError::Failed { packages: packages.join(" and "), said })
 }
 
-/// Cargo with nothing of the environment that would change what it makes, and with these flags for rustc.
-fn cargo(more: &[&str]) -> Command {
+/// Cargo with nothing of the environment that would change what it makes.
+fn cargo() -> Command {
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     for (name, _) in std::env::vars_os() {
         let name = name.to_string_lossy();
@@ -146,7 +138,6 @@ fn cargo(more: &[&str]) -> Command {
     }
     let workspace = workspace();
     let mut flags = vec!["-Ctarget-feature=+crt-static".to_owned()];
-    flags.extend(more.iter().map(|flag| (*flag).to_owned()));
     flags.push(format!("--remap-path-prefix={}=/undercroft", workspace.display()));
     let home = std::env::var_os("CARGO_HOME")
         .map(PathBuf::from)
