@@ -39,7 +39,8 @@ fn the_tuned_kernels_modules_come_when_they_are_needed() -> Outcome {
         vm.read("deb", "ip link add br0 type bridge && ip link add v0 type veth peer name v1 && ip link add w0 type wireguard")?;
         vm.read("deb", "ip link add x0 type vxlan id 7 dstport 4789 dev lo || ip link add x0 type vxlan id 7 dstport 4789")?;
         // A file system that is a module comes with the first mount, which fails for want of a disk.
-        vm.read("deb", "mount -t xfs none /mnt 2>/dev/null; mount -t btrfs none /mnt 2>/dev/null; true")?;
+        let mounts = "for t in erofs squashfs xfs btrfs overlay fuse virtiofs; do mount -t $t none /mnt; done 2>/dev/null; true";
+        vm.read("deb", mounts)?;
         for needed in [
             "nodev\toverlay",
             "\text4",
@@ -48,6 +49,7 @@ fn the_tuned_kernels_modules_come_when_they_are_needed() -> Outcome {
             "nodev\tvirtiofs",
             "nodev\tcgroup2",
             "nodev\tbpf",
+            "\tsquashfs",
             "\txfs",
             "\tbtrfs",
         ] {
