@@ -8,6 +8,7 @@ use undercroft::{
     Archive, Cause, Error, Machine, MachineOptions, NewDisk, Pipes, Program, Signals, disk, import::Progress,
     terminal,
 };
+use undercroft_harness::lab;
 
 use super::{distribution::Distribution, prepare::Plan};
 
@@ -46,6 +47,12 @@ fn with_machine(plan: &Plan, signals: &Signals) -> anyhow::Result<u8> {
     }
     if plan.timeline {
         eprint!("{}", machine.timeline());
+        if lab::inside() {
+            // Software emulates some instructions a thousand times slower than others.
+            eprintln!(
+                "these are the lab's milliseconds: they say nothing of hardware, not even in proportion"
+            );
+        }
     }
     if machine.end().is_some() {
         return outcome;
