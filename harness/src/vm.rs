@@ -207,6 +207,15 @@ impl Vm {
         self.machine.as_ref().expect("a Vm has its machine until it is powered off")
     }
 
+    /// Kills the VMM as nobody can keep it from being killed, and waits for its end.
+    pub fn kill(&self) -> Result<undercroft::Ending, Failure> {
+        let gone = || Failure::Failed("the VMM is gone already".into());
+        let pid = self.machine().vmm_pid().and_then(|pid| i32::try_from(pid).ok()).ok_or_else(gone)?;
+        let sigkill = nix::sys::signal::Signal::SIGKILL;
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), sigkill).map_err(harness)?;
+        Ok(self.machine().wait())
+    }
+
     /// A folder that goes with the test.
     pub fn scratch(&self) -> &Path {
         self.scratch.path()

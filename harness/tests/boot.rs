@@ -102,9 +102,7 @@ fn ends_are_told_apart(
 fn the_machine_ends_with_its_vmm() -> Outcome {
     guest_test(|suite| {
         let vm = boot(suite, Kernel::Tuned).start()?;
-        let pid = vm.machine().vmm_pid().expect("it runs");
-        duct::cmd!("kill", "-9", pid.to_string()).run()?;
-        assert_eq!(vm.machine().wait().cause, Cause::Killed(9));
+        assert_eq!(vm.kill()?.cause, Cause::Killed(9));
         Ok(())
     })
 }

@@ -115,9 +115,7 @@ fn fsync_survives_a_kill(#[values(Kernel::Stock, Kernel::Tuned)] kernel: Kernel)
         let copy = tempfile::tempdir()?;
         let kept = copy.path().join("kept.raw");
         vm.read("a", "echo precious > /root/f; sync /root/f; sync")?;
-        let pid = vm.machine().vmm_pid().expect("it runs").to_string();
-        duct::cmd!("kill", "-9", &pid).run()?;
-        vm.machine().wait();
+        vm.kill()?;
         duct::cmd!("cp", "--sparse=always", &disk, &kept).run()?;
         drop(vm);
 

@@ -143,7 +143,7 @@ fn clippy(_: &mut Context) -> anyhow::Result<()> {
 }
 
 fn unit(_: &mut Context) -> anyhow::Result<()> {
-    sh(&mut cargo(&["test", "--workspace", "--locked"]))
+    sh(&mut cargo(&["test", "--workspace", "--locked", "--no-fail-fast"]))
 }
 
 fn tidy(_: &mut Context) -> anyhow::Result<()> {
