@@ -138,7 +138,7 @@ pub fn skip(reason: &str) -> Outcome {
     Ok(())
 }
 
-/// Runs a test's body and writes its record. [`guest_test`](crate::guest_test) calls it.
+/// Runs a test's body and writes its record. [`guest_test`](crate::vm::guest_test) calls it.
 pub fn record(body: impl FnOnce() -> Outcome) -> Outcome {
     struct Write;
     impl Drop for Write {

@@ -178,7 +178,8 @@ fn elf(machine: u16) -> Vec<u8> {
     header
 }
 
-/// Each of these tries to write to the VM's own /etc from inside an archive.
+/// Each of these tries to write to the VM's own /etc from inside an archive. (mini-init's unit tests see what such an
+/// archive does to the folder beside the root.)
 #[test]
 fn nothing_leaves_the_root() -> Outcome {
     guest_test(|suite| {
@@ -191,35 +192,23 @@ fn nothing_leaves_the_root() -> Outcome {
             .raw("swapped", EntryType::Directory, "", b"")?
             .symlink("swapped", "/etc")?
             .raw("swapped/pwned-by-swap", EntryType::Regular, "", b"x")?
-            .raw("hard", EntryType::Link, "../../../init", b"")?
             .bytes()?;
         let path = saved(&vm, "evil.tar", &evil)?;
-        // Whether it is refused or imported with its names taken inside the root, mini-init's own files are as they were.
-        let disk = vm.scratch().join("evil.raw");
-        let outcome = vm.try_import(&disk, &path);
-        for name in ["../pwned-by-dots", "/etc/../../pwned"] {
+        // Symbolic links are followed inside the root, so each of these files must be found there: one that had left it
+        // would be missing.
+        vm.import("evil", &path)?;
+        vm.launch("evil")?;
+        let found = vm.read("evil", "find / -xdev -name 'pwned*' | sort")?;
+        for name in ["pwned-by-absolute-symlink", "pwned-by-swap", "pwned-by-symlink"] {
+            assert!(found.lines().any(|l| l.ends_with(name)), "{name} is not in its root: {found}");
+        }
+        // Names that say where they want to go may be refused or taken inside; the VM goes on either way.
+        for (at, name) in ["../pwned-by-dots", "/etc/../../pwned"].into_iter().enumerate() {
             let bytes = Archive::busybox("dots")?.raw(name, EntryType::Regular, "", b"x")?.bytes()?;
             let path = saved(&vm, "dots.tar", &bytes)?;
-            let _ = vm.try_import(&vm.scratch().join("dots.raw"), &path);
+            let _ = vm.try_import(&vm.scratch().join(format!("dots-{at}.raw")), &path);
         }
-        vm.import("a", &suite.busybox)?;
-        vm.launch("a")?;
-        // The VM's own root, seen through PID 1's parent namespaces, is out of a distribution's sight; what can be seen is
-        // that mini-init still launches from its files, and that the evil root holds what it was given.
-        assert_eq!(vm.read("a", "ls /etc | grep -c pwned || true")?, "0");
-        if let Ok(address) = outcome {
-            let launched = vm.check(vm.machine().launch("evil", "evil", address))?;
-            let names = launched.exec(
-                &undercroft::Program::new(["find", "/", "-xdev", "-name", "pwned*"]),
-                undercroft::Pipes::ALL,
-            );
-            let found = vm.check(vm.check(names)?.output(""))?;
-            assert!(
-                String::from_utf8_lossy(&found.stdout)
-                    .lines()
-                    .all(|l| l.starts_with("/etc/") || l.starts_with("/out"))
-            );
-        }
+        vm.check(vm.machine().ping())?;
         vm.power_off()
     })
 }
