@@ -22,8 +22,8 @@ use std::{
 };
 
 use undercroft::{
-    Archive, Cause, Distribution, Error, Machine, MachineOptions, NewDisk, Output, Pipes, Program, Stopper,
-    disk, machine_config,
+    Archive, Cause, Distribution, Error, LaunchOptions, Machine, MachineOptions, NewDisk, Output, Pipes,
+    Program, Root, Stopper, disk, machine_config,
 };
 use undercroft_protocol::command::DiskAddress;
 use undercroft_vmm::{MachineConfig, config::Description};
@@ -258,7 +258,8 @@ impl Vm {
     /// Launches what was imported.
     pub fn launch(&mut self, name: &str) -> Result<(), Failure> {
         let address = self.distro(name)?.address.clone();
-        let launched = self.check(self.machine().launch(name, name, address))?;
+        let launched =
+            self.check(self.machine().launch(&LaunchOptions::new(name, Root::Flat { disk: address })))?;
         if let Some(distro) = self.distros.get_mut(name) {
             distro.running = Some(launched);
         }

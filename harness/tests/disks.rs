@@ -6,7 +6,7 @@ use std::{
 };
 
 use rstest::rstest;
-use undercroft::{NewDisk, disk::DEFAULT_SIZE};
+use undercroft::{LaunchOptions, NewDisk, Root, disk::DEFAULT_SIZE};
 use undercroft_harness::{
     outcome::Outcome,
     vm::{Kernel, boot, guest_test},
@@ -122,7 +122,8 @@ fn fsync_survives_a_kill(#[values(Kernel::Stock, Kernel::Tuned)] kernel: Kernel)
         let vm = boot(suite, kernel).start()?;
         let file = File::options().read(true).write(true).open(&kept)?;
         let address = vm.check(vm.machine().attach_disk(&file, false))?;
-        let launched = vm.check(vm.machine().launch("a", "a", address))?;
+        let launched =
+            vm.check(vm.machine().launch(&LaunchOptions::new("a", Root::Flat { disk: address })))?;
         let session =
             vm.check(launched.exec(&undercroft::Program::new(["cat", "/root/f"]), undercroft::Pipes::ALL))?;
         assert_eq!(vm.check(session.output(""))?.stdout, b"precious\n");

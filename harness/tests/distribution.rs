@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use rstest::rstest;
-use undercroft::{Error, NewDisk, disk::DEFAULT_SIZE};
+use undercroft::{Error, LaunchOptions, NewDisk, Root, disk::DEFAULT_SIZE};
 use undercroft_harness::{
     outcome::Outcome,
     vm::{Kernel, boot, guest_test},
@@ -116,7 +116,7 @@ fn a_root_without_an_init_to_run_is_told() -> Outcome {
         let mut vm = boot(suite, Kernel::Tuned).start()?;
         let empty = vm.check(NewDisk::create(&vm.scratch().join("empty.raw"), DEFAULT_SIZE))?;
         let disk = vm.check(vm.machine().attach_disk(empty.file(), false))?;
-        match vm.machine().launch("empty", "empty", disk) {
+        match vm.machine().launch(&LaunchOptions::new("empty", Root::Flat { disk })) {
             Err(Error::Refused { message, .. }) => assert!(message.contains("/etc"), "{message}"),
             other => panic!("an empty disk was launched: {other:?}"),
         }

@@ -23,8 +23,21 @@ impl Package {
     }
 }
 
-/// The newest of those whose whole name matches the extended regular expression; errors call it `wanted`. Only apt's own lists are read.
+/// The newest of those whose whole name matches the extended regular expression; errors call it `wanted`.
+///
+/// Apt's own lists are read. Those that come with a machine's image may be older than the package: root has them renewed
+/// and looks once more.
 pub(crate) fn newest(pattern: &str, wanted: &str) -> Result<Package, Error> {
+    match listed(pattern, wanted) {
+        Err(Error::NoPackage { .. }) if nix::unistd::geteuid().is_root() => {
+            program::run(program::command("apt-get").args(["update", "-qq"]), "apt")?;
+            listed(pattern, wanted)
+        }
+        other => other,
+    }
+}
+
+fn listed(pattern: &str, wanted: &str) -> Result<Package, Error> {
     let missing = || Error::NoPackage { wanted: wanted.into() };
     let mut search = program::command("apt-cache");
     let found = program::run(search.args(["search", "--names-only", pattern]), "apt")?;

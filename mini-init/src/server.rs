@@ -21,7 +21,7 @@ use undercroft_guest::{
     process::{Reaped, reap},
 };
 use undercroft_protocol::{
-    command::{Command, DiskAddress, Done, Event, Failure, FailureKind, Launch, Reply, Request, Root},
+    command::{Command, Done, Event, Failure, FailureKind, Launch, Reply, Request},
     session::ExitStatus,
 };
 
@@ -202,10 +202,7 @@ impl Server {
         if !self.used.insert(what.id) {
             return Err(invalid(format!("the number {} was used for a distribution before", what.id)));
         }
-        let address: &DiskAddress = match &what.root {
-            Root::Flat { disk } => disk,
-        };
-        let device = disk::path(address)?;
+        let device = disk::path(what.root.own_disk())?;
         let pending = launch::start(request, what, &device)?;
         self.distributions.insert(
             what.id,

@@ -77,6 +77,10 @@ pub struct Launch {
     pub hostname: String,
     /// Where its root file system is.
     pub root: Root,
+    /// Who its users are in the VM.
+    pub users: Users,
+    /// How much of the VM it may take.
+    pub limits: Limits,
     /// The token with which its init connects to the host.
     pub token: Token,
 }
@@ -89,6 +93,53 @@ pub enum Root {
         /// The disk.
         disk: DiskAddress,
     },
+    /// A base that others use too, and on its own disk what it changes.
+    Layered {
+        /// What was imported: ext4, never written to.
+        base: DiskAddress,
+        /// Its own disk (ext4), empty at the first launch.
+        disk: DiskAddress,
+        /// Directories that cannot live on overlayfs: absolute paths in the distribution, without links or `..`, each
+        /// bound from the own disk.
+        bound: Vec<String>,
+    },
+}
+
+impl Root {
+    /// The disk that the distribution writes to.
+    pub fn own_disk(&self) -> &DiskAddress {
+        match self {
+            Self::Flat { disk } | Self::Layered { disk, .. } => disk,
+        }
+    }
+}
+
+/// Who a distribution's users are in the VM.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Users {
+    /// In a user namespace of its own: user 0 of the distribution is `first` in the VM, and so on. Owners on its disks are
+    /// those that it sees itself, whatever the range.
+    Own {
+        /// The first user and group id, in the VM.
+        first: u32,
+        /// How many ids there are, from 0 on, in the distribution.
+        count: u32,
+    },
+    /// The VM's own: its root may do with the whole VM what it likes.
+    Shared,
+}
+
+/// How much of the VM a distribution may take; what is `None` has no limit (cgroup v2).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Limits {
+    /// `memory.max`, in bytes.
+    pub memory: Option<u64>,
+    /// `cpu.max`, in thousandths of a CPU.
+    pub cpu_milli: Option<u32>,
+    /// `pids.max`: processes and threads.
+    pub pids: Option<u32>,
+    /// `io.max` of the own disk: bytes a second, read and written each.
+    pub io_bytes: Option<u64>,
 }
 
 /// The answer to a [`Request`].

@@ -7,8 +7,8 @@ use serde::Serialize;
 use undercroft_protocol::{
     Opening, Token, VERSION,
     command::{
-        Command, DiskAddress, Done, Event, Failure, FailureKind, Import, Imported, Launch, Reply, Request,
-        Root,
+        Command, DiskAddress, Done, Event, Failure, FailureKind, Import, Imported, Launch, Limits, Reply,
+        Request, Root, Users,
     },
     frame::encode,
     opening::{GuestHello, Mark},
@@ -57,7 +57,26 @@ fn the_bytes_of_each_message() {
                 id: 1,
                 name: "deb".into(),
                 hostname: "h".into(),
-                root: Root::Flat { disk },
+                root: Root::Flat { disk: disk.clone() },
+                users: Users::Shared,
+                limits: Limits::default(),
+                token,
+            }),
+        ),
+        (
+            "launch layered",
+            Command::Launch(Launch {
+                id: 1,
+                name: "deb".into(),
+                hostname: "h".into(),
+                root: Root::Layered { base: disk.clone(), disk, bound: vec!["/var/lib/docker".into()] },
+                users: Users::Own { first: 1 << 20, count: 1 << 20 },
+                limits: Limits {
+                    memory: Some(256 << 20),
+                    cpu_milli: Some(1500),
+                    pids: Some(300),
+                    io_bytes: Some(1 << 20),
+                },
                 token,
             }),
         ),

@@ -11,7 +11,7 @@ use std::{
 };
 
 use undercroft_protocol::{
-    command::{Command, DiskAddress, Done, Launch, Root},
+    command::{Command, Done, Launch, Limits, Root, Users},
     read_frame,
     session::{Exec, ExitStatus, InitEvent, InitRequest, Stdio, WindowSize},
     write_frame,
@@ -40,6 +40,28 @@ pub(crate) struct Inner {
     next_session: AtomicU64,
 }
 
+/// What is to be launched, and as what.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LaunchOptions {
+    /// Its name.
+    pub name: String,
+    /// Its host name.
+    pub hostname: String,
+    /// Where its root file system is.
+    pub root: Root,
+    /// Whether its users are nobody outside it. Without, its root is the VM's.
+    pub own_users: bool,
+    /// How much of the VM it may take.
+    pub limits: Limits,
+}
+
+impl LaunchOptions {
+    /// A distribution with users of its own, no limits, and its name as host name.
+    pub fn new(name: &str, root: Root) -> Self {
+        Self { name: name.into(), hostname: name.into(), root, own_users: true, limits: Limits::default() }
+    }
+}
+
 /// Which of a session's pipes there are; the others are /dev/null.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Pipes {
@@ -58,8 +80,8 @@ impl Pipes {
 
 impl Distribution {
     /// Asks mini-init for a launch, and waits until the distribution's init is ready.
-    pub(crate) fn launch(guest: &Arc<Guest>, name: &str, hostname: &str, disk: DiskAddress) -> Result<Self> {
-        let board = &guest.board;
+    pub(crate) fn launch(guest: &Arc<Guest>, what: &LaunchOptions, users: Users) -> Result<Self> {
+        let (board, name) = (&guest.board, what.name.as_str());
         let id = guest.distribution_id();
         let expected = Expected::new(board)?;
         board.update(|state| state.distributions.insert(id, Default::default()));
@@ -67,8 +89,10 @@ impl Distribution {
         let request = Command::Launch(Launch {
             id,
             name: name.into(),
-            hostname: hostname.into(),
-            root: Root::Flat { disk },
+            hostname: what.hostname.clone(),
+            root: what.root.clone(),
+            users,
+            limits: what.limits,
             token: expected.token(),
         });
         match guest.ask("launch the distribution", request, Some(guest.limit(30)))? {

@@ -14,6 +14,14 @@ pub type Result<T> = std::result::Result<T, Error>;
 /// Why something could not be done.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
+    /// More distributions than there are ranges of user ids were launched in one run of the VM.
+    #[error(
+        "one virtual machine has users for {most} distributions, and so many were launched: shut it down and start it anew"
+    )]
+    NoUsersLeft {
+        /// Ranges.
+        most: u32,
+    },
     /// A file or folder of the host could not be used.
     #[error("cannot {what} {}", path.display())]
     File {

@@ -6,7 +6,7 @@
 //! there, so that the machine's end ends every wait with its reason.
 //!
 //! ```no_run
-//! use undercroft::{Machine, MachineOptions, NewDisk, Program, Pipes, Archive};
+//! use undercroft::{Archive, LaunchOptions, Machine, MachineOptions, NewDisk, Pipes, Program, Root};
 //! use undercroft_vmm::MachineConfig;
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! let machine = Machine::start(MachineOptions {
@@ -20,7 +20,7 @@
 //! let address = machine.attach_disk(disk.file(), false)?;
 //! machine.import(address.clone(), Archive::open("debian.tar".as_ref())?, |_| ())?;
 //! disk.keep()?;
-//! let debian = machine.launch("debian", "debian", address)?;
+//! let debian = machine.launch(&LaunchOptions::new("debian", Root::Flat { disk: address }))?;
 //! let output = debian.exec(&Program::new(["cat", "/etc/os-release"]), Pipes::ALL)?.output("")?;
 //! println!("{}", String::from_utf8_lossy(&output.stdout));
 //! machine.power_off(std::time::Duration::from_secs(2));
@@ -44,10 +44,11 @@ mod spawn;
 mod tar_walk;
 pub mod terminal;
 pub mod timeline;
+mod users;
 mod vmm;
 
 pub use disk::NewDisk;
-pub use distribution::{Distribution, Pipes};
+pub use distribution::{Distribution, LaunchOptions, Pipes};
 pub use error::{Cause, Ending, Error, Result};
 pub use import::Archive;
 pub use kernel::machine_config;
@@ -56,7 +57,7 @@ pub use session::{Control, Input, Output, Program, Session, Streams};
 pub use signals::Signals;
 pub use timeline::Timeline;
 pub use undercroft_protocol::{
-    command::{DiskAddress, Imported},
+    command::{DiskAddress, Imported, Limits, Root},
     session::{ExitStatus, WindowSize},
 };
 

@@ -11,7 +11,7 @@ use std::{
 
 use undercroft_protocol::{
     GUEST_CID,
-    command::{Command, DiskAddress, Done, Imported},
+    command::{Command, DiskAddress, Done, Imported, Users},
     opening::GuestHello,
     port,
 };
@@ -21,11 +21,12 @@ pub use crate::vmm::Stopper;
 use crate::{
     board::Board,
     console::Log,
-    distribution::Distribution,
+    distribution::{Distribution, LaunchOptions},
     error::{Cause, Ending, Error, Result},
     guest::{Guest, wrong},
     import::{Archive, Progress},
     timeline::Timeline,
+    users::UserRanges,
     vmm::Vmm,
 };
 
@@ -56,6 +57,7 @@ pub struct Machine {
     vmm: Vmm,
     hello: GuestHello,
     luns: Mutex<BTreeSet<u16>>,
+    users: UserRanges,
     // Last: the sockets and logs in it go after everything that uses them.
     _directory: tempfile::TempDir,
 }
@@ -99,7 +101,14 @@ impl Machine {
         let vmm = Vmm::start(&options.vmm, config, kept.join("vmm.log"), &board)?;
         running(vmm.stopper());
         let hello = guest.greet(guest.limit(30))?;
-        let machine = Self { guest, vmm, hello, luns: Mutex::default(), _directory: directory };
+        let machine = Self {
+            guest,
+            vmm,
+            hello,
+            luns: Mutex::default(),
+            users: UserRanges::default(),
+            _directory: directory,
+        };
         if let Some(path) = options.modules_disk {
             let file = File::open(&path).map_err(|source| Error::File { what: "open", path, source })?;
             let disk = machine.attach_disk(&file, true)?;
@@ -183,9 +192,10 @@ impl Machine {
         crate::import::import(&self.guest, disk, archive, progress)
     }
 
-    /// Starts a distribution from its own disk, and waits until it takes sessions.
-    pub fn launch(&self, name: &str, hostname: &str, disk: DiskAddress) -> Result<Distribution> {
-        Distribution::launch(&self.guest, name, hostname, disk)
+    /// Starts a distribution, and waits until it takes sessions.
+    pub fn launch(&self, what: &LaunchOptions) -> Result<Distribution> {
+        let users = if what.own_users { self.users.of(&what.name)? } else { Users::Shared };
+        Distribution::launch(&self.guest, what, users)
     }
 
     /// What the guest warned of since the last call, a line each.

@@ -11,7 +11,9 @@ use std::{
 
 use undercroft_protocol::{
     FrameError, Opening, Token, VERSION,
-    command::{Command, DiskAddress, Done, Event, Failure, FailureKind, Imported, Reply, Request},
+    command::{
+        Command, DiskAddress, Done, Event, Failure, FailureKind, Imported, Reply, Request, Root, Users,
+    },
     opening::{GuestHello, Mark},
     read_frame,
     session::{ExitStatus, InitEvent, InitRequest, StartError, Stdio},
@@ -20,7 +22,7 @@ use undercroft_protocol::{
 use undercroft_vmm::MachineConfig;
 
 use crate::{
-    Archive, Cause, Ending, Error, Machine, MachineOptions, Pipes, Program, board::Board,
+    Archive, Cause, Ending, Error, LaunchOptions, Machine, MachineOptions, Pipes, Program, board::Board,
     distribution::Distribution, error::Console, guest::Guest, import::ArchiveError,
 };
 
@@ -257,11 +259,15 @@ fn init(socket: &PathBuf, token: Token) {
     }
 }
 
+fn deb() -> LaunchOptions {
+    LaunchOptions::new("deb", Root::Flat { disk: DiskAddress::Lun(0) })
+}
+
 #[test]
 fn a_session_has_its_bytes_and_its_status() {
     let host = host();
     let _server = serve(&host);
-    let distribution = Distribution::launch(&host.guest, "deb", "deb", DiskAddress::Lun(0)).unwrap();
+    let distribution = Distribution::launch(&host.guest, &deb(), Users::Shared).unwrap();
     let bytes: Vec<u8> = (0..3_000_000u32).map(|n| (n.wrapping_mul(n) >> 7) as u8).collect();
     let session = distribution.exec(&Program::new(["cat"]), Pipes::ALL).unwrap();
     assert_eq!(session.pid(), 4);
@@ -299,7 +305,7 @@ fn an_init_that_dies_is_told_before_and_after_it_was_ready() {
             thread::sleep(LIMIT);
             drop(command);
         });
-        let launched = Distribution::launch(&host.guest, "deb", "deb", DiskAddress::Lun(0));
+        let launched = Distribution::launch(&host.guest, &deb(), Users::Shared);
         let error = if ready {
             launched.unwrap().exec(&Program::new(["cat"]), Pipes::ALL).unwrap_err().to_string()
         } else {

@@ -5,8 +5,8 @@ use std::{fs::File, io::IsTerminal, path::Path, time::Duration};
 use anyhow::Context;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use undercroft::{
-    Archive, Cause, Error, Machine, MachineOptions, NewDisk, Pipes, Program, Signals, disk, import::Progress,
-    terminal,
+    Archive, Cause, Error, LaunchOptions, Machine, MachineOptions, NewDisk, Pipes, Program, Root, Signals,
+    disk, import::Progress, terminal,
 };
 use undercroft_harness::lab;
 
@@ -88,7 +88,10 @@ fn in_machine(plan: &Plan, machine: &Machine, signals: &Signals) -> anyhow::Resu
     }
     let name = &plan.distributions[plan.chosen].name;
     let address = chosen.context("the plan chooses no distribution")?;
-    let distribution = machine.launch(name, &hostname(name), address)?;
+    let distribution = machine.launch(&LaunchOptions {
+        hostname: hostname(name),
+        ..LaunchOptions::new(name, Root::Flat { disk: address })
+    })?;
     let program = program(plan);
     let session = if terminal::is_interactive() {
         distribution.exec_terminal(&program, terminal::size())
