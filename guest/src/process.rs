@@ -22,10 +22,11 @@ pub fn fork() -> Result<ForkResult, Errno> {
     unsafe { nix_fork() }
 }
 
-/// As [`fork`], in new namespaces and, from its first instruction on, in a cgroup (a directory of cgroup2).
+/// As [`fork`], in new namespaces and, from its first instruction on, in a cgroup (a directory of cgroup2). The child is
+/// this process's sibling: its end is told to this process's parent.
 ///
 /// An error as [`fork`]'s; EINVAL too if a flag is not of the CLONE_NEW* ones. clone3(2), struct clone_args.
-pub fn clone_into(namespaces: CloneFlags, cgroup: BorrowedFd<'_>) -> Result<ForkResult, Errno> {
+pub fn clone_beside(namespaces: CloneFlags, cgroup: BorrowedFd<'_>) -> Result<ForkResult, Errno> {
     // CLONE_INTO_CGROUP, linux/sched.h: beyond the 32 bits that CloneFlags holds.
     const INTO_CGROUP: u64 = 1 << 33;
     if !NAMESPACES.contains(namespaces) {
@@ -34,8 +35,8 @@ pub fn clone_into(namespaces: CloneFlags, cgroup: BorrowedFd<'_>) -> Result<Fork
     only_thread()?;
     // SAFETY: an all-zero clone_args asks for nothing.
     let mut arguments: libc::clone_args = unsafe { std::mem::zeroed() };
-    arguments.flags = namespaces.bits() as u64 | INTO_CGROUP;
-    arguments.exit_signal = libc::SIGCHLD as u64;
+    // A sibling's exit signal is this process's own, and may not be named.
+    arguments.flags = (namespaces | CloneFlags::CLONE_PARENT).bits() as u64 | INTO_CGROUP;
     arguments.cgroup = cgroup.as_raw_fd() as u64;
     // SAFETY: without CLONE_VM, which is no namespace, this is a fork: the child has a copy of the stack and goes on behind
     // this call; this is the only thread, so the copy is consistent. `arguments` lives through the call and its size is
@@ -101,9 +102,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_namespaces_are_cloned_into() {
+    fn only_namespaces_are_made() {
         let cgroup = std::fs::File::open("/").expect("a directory");
-        let refused = clone_into(CloneFlags::CLONE_VM, std::os::fd::AsFd::as_fd(&cgroup));
+        let refused = clone_beside(CloneFlags::CLONE_VM, std::os::fd::AsFd::as_fd(&cgroup));
         assert!(matches!(refused, Err(Errno::EINVAL)), "{refused:?}");
     }
 

@@ -22,8 +22,8 @@ use std::{
 };
 
 use undercroft::{
-    Archive, Cause, Distribution, Error, LaunchOptions, Machine, MachineOptions, NewDisk, Output, Pipes,
-    Program, Root, Stopper, disk, machine_config,
+    Archive, Cause, Distribution, Error, LaunchOptions, Limits, Machine, MachineOptions, NewDisk, Output,
+    Pipes, Program, Root, Stopper, disk, machine_config,
 };
 use undercroft_protocol::command::DiskAddress;
 use undercroft_vmm::{MachineConfig, config::Description};
@@ -65,8 +65,61 @@ pub struct Boot {
     cpus: u8,
     memory_mib: u64,
     changes: Vec<Change>,
-    distros: Vec<(String, PathBuf)>,
+    distros: Vec<Wanted>,
     expected: Vec<String>,
+}
+
+/// A distribution that a test wants: layered over a base that others of the same archive share, with users of its own and
+/// without limits, unless it says otherwise.
+#[derive(Debug, Clone)]
+pub struct Wanted {
+    name: String,
+    archive: PathBuf,
+    is_flat: bool,
+    own_users: bool,
+    limits: Limits,
+    disk_size: u64,
+    bound: Vec<String>,
+}
+
+impl Wanted {
+    /// From this archive.
+    pub fn new(name: &str, archive: &Path) -> Self {
+        Self {
+            name: name.into(),
+            archive: archive.into(),
+            is_flat: false,
+            own_users: true,
+            limits: Limits::default(),
+            disk_size: disk::DEFAULT_SIZE,
+            bound: Vec::new(),
+        }
+    }
+
+    /// Everything on a disk of its own.
+    pub fn flat(self) -> Self {
+        Self { is_flat: true, ..self }
+    }
+
+    /// Its root is the VM's.
+    pub fn shared_users(self) -> Self {
+        Self { own_users: false, ..self }
+    }
+
+    /// What it may take.
+    pub fn limits(self, limits: Limits) -> Self {
+        Self { limits, ..self }
+    }
+
+    /// The size of its own disk in bytes.
+    pub fn disk(self, disk_size: u64) -> Self {
+        Self { disk_size, ..self }
+    }
+
+    /// Directories that are not to be on overlayfs.
+    pub fn bound(self, paths: &[&str]) -> Self {
+        Self { bound: paths.iter().map(|&path| path.into()).collect(), ..self }
+    }
 }
 
 /// A machine with 1 CPU, 512 MiB and this kernel, described as this kernel likes it best.
@@ -121,9 +174,14 @@ impl Boot {
         self
     }
 
-    /// Imports this archive onto a disk of its own and launches it.
-    pub fn distro(mut self, name: &str, archive: &Path) -> Self {
-        self.distros.push((name.into(), archive.into()));
+    /// Imports this archive and launches it.
+    pub fn distro(self, name: &str, archive: &Path) -> Self {
+        self.wants(Wanted::new(name, archive))
+    }
+
+    /// The same, as the test wants it.
+    pub fn wants(mut self, wanted: Wanted) -> Self {
+        self.distros.push(wanted);
         self
     }
 
@@ -167,14 +225,15 @@ impl Boot {
             machine: Some(machine),
             _watchdog: watchdog,
             distros: BTreeMap::new(),
+            bases: BTreeMap::new(),
             scratch,
             log,
             expected: self.expected,
             searched: false,
         };
-        for (name, archive) in &self.distros {
-            vm.import(name, archive)?;
-            vm.launch(name)?;
+        for wanted in &self.distros {
+            vm.prepare(wanted)?;
+            vm.launch(&wanted.name)?;
         }
         Ok(vm)
     }
@@ -185,6 +244,8 @@ pub struct Vm {
     machine: Option<Machine>,
     _watchdog: Watchdog,
     distros: BTreeMap<String, Distro>,
+    /// Bases by the archives that they were made of.
+    bases: BTreeMap<PathBuf, DiskAddress>,
     scratch: tempfile::TempDir,
     log: PathBuf,
     expected: Vec<String>,
@@ -194,7 +255,7 @@ pub struct Vm {
 
 struct Distro {
     disk: PathBuf,
-    address: DiskAddress,
+    options: LaunchOptions,
     running: Option<Distribution>,
 }
 
@@ -231,13 +292,43 @@ impl Vm {
         result.map_err(|e| explain(&e, &self.log))
     }
 
-    /// Makes a disk with what an archive holds.
+    /// Makes a flat distribution of an archive, which is not launched yet.
     pub fn import(&mut self, name: &str, archive: &Path) -> Result<(), Failure> {
-        let path = self.scratch.path().join(format!("{name}.raw"));
-        let imported = self.try_import(&path, archive);
-        let address = self.check(imported)?;
-        self.distros.insert(name.into(), Distro { disk: path, address, running: None });
+        self.prepare(&Wanted::new(name, archive).flat())
+    }
+
+    /// Makes a distribution, which is not launched yet.
+    pub fn prepare(&mut self, wanted: &Wanted) -> Result<(), Failure> {
+        let disk = self.scratch.path().join(format!("{}.raw", wanted.name));
+        let root = if wanted.is_flat {
+            Root::Flat { disk: self.check(self.try_import(&disk, &wanted.archive))? }
+        } else {
+            let base = self.base(&wanted.archive)?;
+            let own = self.check(NewDisk::create(&disk, wanted.disk_size).and_then(NewDisk::keep))?;
+            let address = self.check(self.machine().attach_disk(&own, false))?;
+            Root::Layered { base, disk: address, bound: wanted.bound.clone() }
+        };
+        let options = LaunchOptions {
+            own_users: wanted.own_users,
+            limits: wanted.limits,
+            ..LaunchOptions::new(&wanted.name, root)
+        };
+        self.distros.insert(wanted.name.clone(), Distro { disk, options, running: None });
         Ok(())
+    }
+
+    /// The base of an archive, made when it is asked for first.
+    fn base(&mut self, archive: &Path) -> Result<DiskAddress, Failure> {
+        if let Some(known) = self.bases.get(archive) {
+            return Ok(known.clone());
+        }
+        let path = self.scratch.path().join(format!("base-{}.raw", self.bases.len()));
+        let address = self.check(self.try_import(&path, archive))?;
+        self.check(self.machine().detach_disk(address))?;
+        let file = self.check(disk::open(&path, true))?;
+        let address = self.check(self.machine().attach_disk(&file, true))?;
+        self.bases.insert(archive.into(), address.clone());
+        Ok(address)
     }
 
     /// The same without keeping it, for archives that are refused.
@@ -257,9 +348,7 @@ impl Vm {
 
     /// Launches what was imported.
     pub fn launch(&mut self, name: &str) -> Result<(), Failure> {
-        let address = self.distro(name)?.address.clone();
-        let launched =
-            self.check(self.machine().launch(&LaunchOptions::new(name, Root::Flat { disk: address })))?;
+        let launched = self.check(self.machine().launch(&self.distro(name)?.options))?;
         if let Some(distro) = self.distros.get_mut(name) {
             distro.running = Some(launched);
         }

@@ -1,6 +1,6 @@
 //! The file systems of a distribution that are its own.
 //!
-//! mini-init has made the root and /dev before; what is here can be mounted from inside a user namespace too.
+//! mini-init has made the root, /dev, /proc and /sys before; what is here can be mounted by the distribution's own root.
 
 use std::{
     fs, io,
@@ -22,9 +22,7 @@ const NO_PROGRAMS: MsFlags = MsFlags::MS_NOSUID.union(MsFlags::MS_NODEV).union(M
 
 /// In order. `ptmxmode` makes /dev/pts/ptmx usable by everyone, and gid 5 is `tty` in every distribution
 /// (Documentation/filesystems/devpts.rst).
-const MOUNTS: [Mount; 6] = [
-    Mount { kind: "proc", target: "/proc", flags: NO_PROGRAMS, data: "" },
-    Mount { kind: "sysfs", target: "/sys", flags: NO_PROGRAMS, data: "" },
+const MOUNTS: [Mount; 4] = [
     Mount { kind: "cgroup2", target: "/sys/fs/cgroup", flags: NO_PROGRAMS, data: "nsdelegate" },
     Mount {
         kind: "devpts",
@@ -51,7 +49,7 @@ pub(crate) fn all(warnings: &mut Warnings) -> io::Result<()> {
         let result = mount(Some(*kind), *target, Some(*kind), *flags, Some(*data));
         if let Err(error) = result {
             let text = format!("mounting {kind} on {target}: {error}");
-            if matches!(*kind, "proc" | "devpts") {
+            if *kind == "devpts" {
                 return Err(io::Error::other(text));
             }
             warnings.add(text);

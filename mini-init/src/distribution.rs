@@ -2,7 +2,6 @@
 
 use std::{
     fs, io,
-    os::fd::OwnedFd,
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
@@ -13,7 +12,7 @@ use nix::{
 };
 use undercroft_protocol::{command::Done, session::ExitStatus};
 
-use crate::{disk, early, log, signal};
+use crate::{disk, launch, log, signal};
 
 /// How long killed processes may take to be gone, and their file system to be unmounted.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -21,8 +20,8 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// One distribution, from its launch until everything of it is cleared away.
 #[derive(Debug)]
 pub(crate) struct Distribution {
-    /// Its init, in the VM's PID namespace.
-    pub(crate) pid: Pid,
+    /// Its first process, in the VM's PID namespace, once there is one.
+    pub(crate) pid: Option<Pid>,
     /// Its name, for messages.
     pub(crate) name: String,
     /// Its block device.
@@ -33,6 +32,8 @@ pub(crate) struct Distribution {
     pub(crate) kill_at: Option<Instant>,
     /// The requests that asked it to stop, and are answered when it has.
     pub(crate) asked_by: Vec<u64>,
+    /// What it is to be told as soon as it has a process.
+    pub(crate) told_to_stop: Option<Duration>,
     /// How its init ended.
     pub(crate) status: Option<ExitStatus>,
 }
@@ -42,9 +43,18 @@ impl Distribution {
     pub(crate) fn stop(&mut self, grace: Duration) {
         let kill_at = Instant::now() + grace;
         self.kill_at = Some(self.kill_at.map_or(kill_at, |sooner| sooner.min(kill_at)));
-        let milliseconds = i32::try_from(grace.as_millis()).unwrap_or(i32::MAX);
-        // ESRCH: it has ended, and its end is about to be noticed.
-        let _ = signal::signal_with(self.pid, Signal::SIGTERM, milliseconds);
+        match self.pid {
+            Some(pid) => tell_to_stop(pid, grace),
+            None => self.told_to_stop = Some(grace),
+        }
+    }
+
+    /// It has a process now.
+    pub(crate) fn born(&mut self, pid: Pid) {
+        self.pid = Some(pid);
+        if let Some(grace) = self.told_to_stop.take() {
+            tell_to_stop(pid, grace);
+        }
     }
 
     /// Kills it if its grace time is over. Its processes go with the PID namespace.
@@ -54,42 +64,45 @@ impl Distribution {
                 log::Level::Warning,
                 &format!("distribution {}: did not stop in time, killed", self.name),
             );
-            let _ = kill(self.pid, Signal::SIGKILL);
+            // One that has no process yet is killed when it has.
+            let Some(pid) = self.pid else { return };
+            let _ = kill(pid, Signal::SIGKILL);
             self.kill_at = None;
         }
     }
 }
 
-/// A distribution's cgroup.
-pub(crate) fn cgroup(id: u32) -> PathBuf {
-    Path::new(early::DISTRIBUTIONS).join(id.to_string())
-}
-
-/// Makes a distribution's cgroup, and opens it for [`undercroft_guest::process::clone_into`].
-pub(crate) fn make_cgroup(id: u32) -> io::Result<OwnedFd> {
-    let path = cgroup(id);
-    fs::create_dir(&path)?;
-    Ok(fs::File::open(path)?.into())
+fn tell_to_stop(pid: Pid, grace: Duration) {
+    let milliseconds = i32::try_from(grace.as_millis()).unwrap_or(i32::MAX);
+    // ESRCH: it has ended, and its end is about to be noticed.
+    let _ = signal::signal_with(pid, Signal::SIGTERM, milliseconds);
 }
 
 /// Clears away what an ended distribution leaves: processes, file system, cgroup. Says what did not go.
 pub(crate) fn clear_away(id: u32, device: &Path) -> Done {
     let start = Instant::now();
     let mut complaints = Vec::new();
-    let cgroup = cgroup(id);
+    let cgroup = launch::cgroup_path(id);
     let _ = fs::write(cgroup.join("cgroup.kill"), "1");
     let mut complain = |what: &str, result: io::Result<()>| {
         if let Err(error) = result {
             complaints.push(format!("{what}: {error}"));
         }
     };
-    complain("its processes did not end", patiently(start, || empty(&cgroup)));
+    // A launch that failed early has none.
+    let is_there = cgroup.exists();
+    if is_there {
+        complain("its processes did not end", patiently(start, || empty(&cgroup)));
+    }
     // The file system was mounted in the distribution's mount namespace only, and went with it.
     complain(
         &format!("its file system on {} could not be flushed", device.display()),
         patiently(start, || disk::flush_unused(device)),
     );
-    complain(&format!("its cgroup {} stays", cgroup.display()), patiently(start, || remove_tree(&cgroup)));
+    if is_there {
+        let removed = patiently(start, || remove_tree(&cgroup));
+        complain(&format!("its cgroup {} stays", cgroup.display()), removed);
+    }
     Done::Stopped { complaints }
 }
 

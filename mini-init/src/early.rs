@@ -20,6 +20,25 @@ use crate::log::{self, Warnings};
 /// The cgroup that holds one cgroup for each distribution.
 pub(crate) const DISTRIBUTIONS: &str = "/sys/fs/cgroup/distributions";
 
+/// Memory that all distributions share: each has it at /mnt/undercroft.
+pub(crate) const SHARED: &str = "/run/shared";
+/// Where launches hang mounts, each in a mount namespace of its own.
+const PLACES: [&str; 4] = ["/run/distribution", "/run/layers", "/run/layers/own", "/run/layers/base"];
+
+/// What a distribution's root, which is nobody in the VM, can do all the same, and what it cannot.
+const SYSCTLS: [(&str, &str); 6] = [
+    // Its servers listen on any port: the network is shared, and its owner is the VM.
+    ("net/ipv4/ip_unprivileged_port_start", "0"),
+    // ping without a raw socket, for every group that there can be.
+    ("net/ipv4/ping_group_range", "0 2147483647"),
+    // The kernel's log and addresses are the VM's.
+    ("kernel/dmesg_restrict", "1"),
+    ("kernel/kptr_restrict", "1"),
+    // One number a process of all distributions together; the default is small where there is little memory.
+    ("kernel/pid_max", "4194304"),
+    ("fs/inotify/max_user_watches", INOTIFY_WATCHES),
+];
+
 /// Open files that a process may ask for at most; what the reference system gives.
 const NOFILE_HARD: u64 = 1024 * 1024;
 /// Open files of a process that asks for nothing: more would break programs that use select(2).
@@ -46,7 +65,13 @@ pub(crate) fn prepare(warnings: &mut Warnings) {
     file_system(warnings, "tmpfs", "/run", MsFlags::MS_NOSUID | MsFlags::MS_NODEV, "mode=0755");
     limits(warnings);
     cgroups(warnings);
-    set("/proc/sys/fs/inotify/max_user_watches", INOTIFY_WATCHES, warnings);
+    for (name, value) in SYSCTLS {
+        set(&format!("/proc/sys/{name}"), value, warnings);
+    }
+    for place in PLACES {
+        warnings.take(&format!("making {place}"), make_directory(place));
+    }
+    file_system(warnings, "tmpfs", SHARED, MsFlags::MS_NOSUID | MsFlags::MS_NODEV, "mode=1777");
     set("/proc/self/oom_score_adj", "-1000", warnings);
 }
 

@@ -1,13 +1,13 @@
 //! Work that takes long, in forked children: mini-init itself always answers.
 //!
-//! A child says what there is to say in frames on a pipe. The pipe is closed on exec, so a child that becomes another
-//! program has succeeded when its pipe ends without an answer; that is how a launch is answered.
+//! A child says what there is to say in frames on a pipe. The pipe is closed on exec and with its last holder, so whatever
+//! becomes another program has succeeded when the pipe ends without an answer; that is how a launch is answered.
 
 use std::{fs::File, io::Write, os::fd::OwnedFd};
 
 use nix::{
     fcntl::OFlag,
-    unistd::{ForkResult, Pid, pipe2},
+    unistd::{ForkResult, pipe2},
 };
 use serde::{Deserialize, Serialize};
 use undercroft_guest::{
@@ -29,6 +29,8 @@ pub(crate) enum Word {
     Event(Event),
     /// For the answer's timeline.
     Mark(Mark),
+    /// A launch: the distribution's first process is this one.
+    Born(i32),
     /// The answer, and the last word.
     Answer(Result<Done, Failure>),
 }
@@ -54,8 +56,6 @@ impl Mouth {
 /// A running child.
 #[derive(Debug)]
 pub(crate) struct Job {
-    /// Its process.
-    pub(crate) pid: Pid,
     /// The pipe's end here.
     pub(crate) ear: Channel,
     /// What it is for.
@@ -84,38 +84,60 @@ pub(crate) enum Purpose {
 }
 
 /// The two ends of a child's pipe.
-pub(crate) fn pipe() -> std::io::Result<(OwnedFd, Mouth)> {
+fn pipe() -> std::io::Result<(OwnedFd, Mouth)> {
     let (read, write) = pipe2(OFlag::O_CLOEXEC)?;
     Ok((read, Mouth(write.into())))
 }
 
-/// Starts a child that carries something out.
+/// Starts a child that carries something out, and answers what came of it.
 pub(crate) fn start(
     purpose: Purpose,
     work: impl FnOnce(&mut Mouth) -> Result<Done, Failure>,
 ) -> Result<Job, Failure> {
+    begin(purpose, |mouth| {
+        let answer = work(mouth);
+        mouth.say(&Word::Answer(answer));
+    })
+}
+
+/// The same for work whose success is that the pipe ends without an answer.
+pub(crate) fn start_silent(
+    purpose: Purpose,
+    work: impl FnOnce(&mut Mouth) -> Result<(), Failure>,
+) -> Result<Job, Failure> {
+    begin(purpose, |mouth| {
+        if let Err(failure) = work(mouth) {
+            mouth.say(&Word::Answer(Err(failure)));
+        }
+    })
+}
+
+fn begin(purpose: Purpose, work: impl FnOnce(&mut Mouth)) -> Result<Job, Failure> {
     let (read, mut mouth) = pipe().map_err(system("making a pipe"))?;
     match fork().map_err(system("starting a process"))? {
         ForkResult::Child => {
             drop(read);
-            let answer = work(&mut mouth);
-            mouth.say(&Word::Answer(answer));
+            work(&mut mouth);
             exit_child(0)
         }
-        ForkResult::Parent { child } => {
+        ForkResult::Parent { .. } => {
             let ear = Channel::new(read).map_err(system("listening to a child"))?;
-            Ok(Job { pid: child, ear, purpose, marks: Vec::new() })
+            Ok(Job { ear, purpose, marks: Vec::new() })
         }
     }
 }
 
 /// Turns an error into a failure that says what was tried.
-pub(crate) fn system<E: std::fmt::Display>(what: &str) -> impl FnOnce(E) -> Failure {
+pub(crate) fn system<E: std::fmt::Display>(what: &str) -> impl FnOnce(E) -> Failure + use<E> {
     failure(FailureKind::System, what)
 }
 
 /// As [`system`], of another kind.
-pub(crate) fn failure<E: std::fmt::Display>(kind: FailureKind, what: &str) -> impl FnOnce(E) -> Failure {
+pub(crate) fn failure<E: std::fmt::Display>(
+    kind: FailureKind,
+    what: &str,
+) -> impl FnOnce(E) -> Failure + use<E> {
+    let what = what.to_owned();
     move |error| {
         let message = format!("{what}: {error}");
         log::line(log::Level::Warning, &message);

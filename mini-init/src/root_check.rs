@@ -3,7 +3,10 @@
 use std::{
     fs::File,
     io::Read,
-    os::{fd::AsFd, unix::fs::OpenOptionsExt},
+    os::{
+        fd::{AsFd, BorrowedFd},
+        unix::fs::OpenOptionsExt,
+    },
     path::Path,
 };
 
@@ -39,12 +42,17 @@ pub(crate) enum NotARoot {
 pub(crate) fn check(root: &Path) -> Result<(), NotARoot> {
     let unreadable = |error: std::io::Error| NotARoot::Unreadable(error.to_string());
     let root = File::options().read(true).custom_flags(libc::O_DIRECTORY).open(root).map_err(unreadable)?;
+    check_at(root.as_fd())
+}
+
+/// The same, of a directory that is open.
+pub(crate) fn check_at(root: BorrowedFd<'_>) -> Result<(), NotARoot> {
     let open = |path: &str, flags: OFlag| {
         let how = OpenHow::new()
             .flags(flags | OFlag::O_CLOEXEC)
             .mode(Mode::empty())
             .resolve(ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_MAGICLINKS);
-        openat2(root.as_fd(), path, how).map(File::from)
+        openat2(root, path, how).map(File::from)
     };
     let has_etc = open("etc", OFlag::O_PATH | OFlag::O_DIRECTORY).is_ok();
     // O_NONBLOCK: a fifo called /bin/sh must not hold us up.

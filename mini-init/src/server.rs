@@ -21,7 +21,7 @@ use undercroft_guest::{
     process::{Reaped, reap},
 };
 use undercroft_protocol::{
-    command::{Command, Done, Event, Failure, FailureKind, Launch, Reply, Request},
+    command::{Command, Done, Event, Failure, FailureKind, Launch, Reply, Request, Root},
     session::ExitStatus,
 };
 
@@ -129,13 +129,20 @@ impl Server {
 
     /// A child has ended. Jobs are of no interest here: the end of their pipe says the same.
     fn ended(&mut self, pid: Pid, status: ExitStatus) {
-        let Some((&id, distribution)) = self.distributions.iter_mut().find(|(_, d)| d.pid == pid) else {
+        // The word that makes it a distribution's may still be in a pipe, as may its last ones if it died before it could
+        // be executed.
+        self.take_words();
+        let Some((&id, distribution)) = self.distributions.iter_mut().find(|(_, d)| d.pid == Some(pid))
+        else {
             return;
         };
         distribution.status = Some(status);
         distribution.kill_at = None;
-        // Its last words are still in the pipe if it died before it could be executed.
-        self.take_words();
+        self.clear_away(id);
+    }
+
+    /// Clears away after a distribution that has no process any more, or never had one.
+    fn clear_away(&mut self, id: u32) {
         let Some(distribution) = self.distributions.get(&id) else { return };
         let device = distribution.device.clone();
         match jobs::start(Purpose::Cleanup { distribution: id }, |_| {
@@ -202,17 +209,22 @@ impl Server {
         if !self.used.insert(what.id) {
             return Err(invalid(format!("the number {} was used for a distribution before", what.id)));
         }
-        let device = disk::path(what.root.own_disk())?;
-        let pending = launch::start(request, what, &device)?;
+        let base = match &what.root {
+            Root::Layered { base, .. } => Some(disk::path(base)?),
+            Root::Flat { .. } => None,
+        };
+        let devices = launch::Devices { own: disk::path(what.root.own_disk())?, base };
+        let pending = launch::start(request, what, &devices)?;
         self.distributions.insert(
             what.id,
             Distribution {
-                pid: pending.pid,
+                pid: None,
                 name: what.name.clone(),
-                device,
+                device: devices.own,
                 launched: false,
                 kill_at: None,
                 asked_by: Vec::new(),
+                told_to_stop: None,
                 status: None,
             },
         );
@@ -247,6 +259,7 @@ impl Server {
                 match word {
                     Word::Event(event) => self.tell(&event),
                     Word::Mark(mark) => job.marks.push(mark),
+                    Word::Born(pid) => self.born(job.purpose, Pid::from_raw(pid)),
                     Word::Answer(answer) => {
                         self.finish(job, Some(answer));
                         return false;
@@ -262,6 +275,15 @@ impl Server {
         self.jobs = jobs;
     }
 
+    /// A launch has made the distribution's first process.
+    fn born(&mut self, purpose: Purpose, pid: Pid) {
+        if let Purpose::Launch { distribution, .. } = purpose
+            && let Some(distribution) = self.distributions.get_mut(&distribution)
+        {
+            distribution.born(pid);
+        }
+    }
+
     /// A child has answered, or its pipe has ended without.
     fn finish(&mut self, job: &mut Job, answer: Option<Result<Done, Failure>>) {
         let silent = || Failure {
@@ -270,14 +292,25 @@ impl Server {
         };
         match (job.purpose, answer) {
             (Purpose::Request(id), answer) => self.answer(id, answer.unwrap_or_else(|| Err(silent()))),
-            (Purpose::Launch { request, .. }, Some(failed)) => self.answer(request, failed),
+            (Purpose::Launch { request, distribution }, Some(failed)) => {
+                self.answer(request, failed);
+                // One that has a process is cleared away when that has ended, which it does now.
+                if self.distributions.get(&distribution).is_some_and(|d| d.pid.is_none()) {
+                    self.clear_away(distribution);
+                }
+            }
             (Purpose::Launch { request, distribution }, None) => {
                 let mut marks = std::mem::take(&mut job.marks);
                 marks.push(clock::mark("mini-init: init executed"));
                 if let Some(distribution) = self.distributions.get_mut(&distribution) {
                     distribution.launched = true;
                 }
-                self.answer(request, Ok(Done::Launched { pid: job.pid.as_raw() as u32, marks }));
+                let pid = self.distributions.get(&distribution).and_then(|d| d.pid);
+                let done = pid.map(|pid| Done::Launched { pid: pid.as_raw() as u32, marks });
+                self.answer(request, done.ok_or_else(silent));
+                if pid.is_none() {
+                    self.clear_away(distribution);
+                }
             }
             (Purpose::Cleanup { distribution }, Some(Ok(Done::Stopped { complaints }))) => {
                 self.cleared(distribution, complaints);

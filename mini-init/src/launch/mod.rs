@@ -1,123 +1,102 @@
 //! Launching a distribution: from a request to its own `/init`, executed as PID 1 of namespaces of its own.
 //!
+//! Two processes share the work. The *preparer* is root in the VM: it may mount disks and make device nodes. The
+//! *child* lives in the distribution's own namespaces from its first instruction on, may do nothing to the VM, and becomes
+//! the init. What the preparer makes are mounts that hang nowhere yet; it hands them over as descriptors, and the child
+//! hangs them into its own tree. So nothing of a distribution is ever seen in the VM's tree, and no name in a
+//! distribution's files, whatever it links to, is followed with the VM's rights.
+//!
 //! | step | where | what |
 //! | --- | --- | --- |
-//! | namespaces | [`start`] | clone3 into the distribution's cgroup, with mount, PID, UTS and IPC namespaces; then the cgroup namespace, whose root is the cgroup that its maker is in |
-//! | root | [`root`] | the root file system is mounted, looked at, and pivoted into: nothing of the VM's stays in sight |
-//! | mounts | [`mounts`] | what the distribution cannot make itself once it has a user namespace: device nodes, the one `/init` |
+//! | cgroup | [`cgroup`] | its limits, and what of it is the distribution's own |
+//! | namespaces | [`start`], [`users`] | clone3 into the cgroup: user, mount, PID, UTS and IPC namespaces; the range of users is set |
+//! | root | [`layers`] | own disk, or own disk over the base, owners mapped to the range; looked at before it is used |
+//! | devices | [`devices`] | a /dev of its own with the nodes that programs need |
+//! | handover | [`handover`] | the mounts, from one process to the other |
+//! | entering | [`child`] | becomes its own root, makes proc and the cgroup namespace, pivots: nothing of the VM's stays in sight |
 //! | exec | [`exec`] | the launch's description on a descriptor, then `/init` |
 //!
 //! The steps speak to the kernel through [`kernel::Kernel`], so that their order is tested without any privilege.
 
+mod cgroup;
+mod child;
+mod devices;
 mod exec;
+mod handover;
 mod kernel;
-mod mounts;
-mod root;
+mod layers;
+mod users;
 
-use std::path::Path;
+use std::os::fd::{AsFd, OwnedFd};
 
 use nix::{sched::CloneFlags, unistd::ForkResult};
 use undercroft_guest::{
-    channel::Channel,
     clock,
-    process::{clone_into, exit_child},
+    process::{clone_beside, exit_child},
 };
-use undercroft_protocol::command::{Done, Failure, Launch};
+use undercroft_protocol::command::{Failure, Launch, Users};
 
 use crate::{
-    distribution,
     jobs::{self, Job, Mouth, Purpose, Word, system},
+    root_check,
 };
+pub(crate) use cgroup::path as cgroup_path;
 use kernel::{Kernel, Linux};
+pub(crate) use layers::Devices;
 
-/// The namespaces that are made with the process.
+/// The namespaces that are made with the child, whosever its users are. The cgroup namespace follows, see [`child`].
 const NAMESPACES: CloneFlags = CloneFlags::CLONE_NEWNS
     .union(CloneFlags::CLONE_NEWPID)
     .union(CloneFlags::CLONE_NEWUTS)
     .union(CloneFlags::CLONE_NEWIPC);
 
-/// Starts a distribution's first process. It has become the init when its pipe ends without a word.
-pub(crate) fn start(request: u64, what: &Launch, device: &Path) -> Result<Job, Failure> {
+/// Starts to launch a distribution. Its init has been executed when the job's pipe ends without an answer; which process
+/// it is was said before, by [`Word::Born`].
+pub(crate) fn start(request: u64, what: &Launch, devices: &Devices) -> Result<Job, Failure> {
     let asked = clock::mark("mini-init: launch asked for");
-    let cgroup = distribution::make_cgroup(what.id).map_err(system("making the distribution's cgroup"))?;
-    let (read, mut mouth) = jobs::pipe().map_err(system("making a pipe"))?;
-    let child = match clone_into(NAMESPACES, std::os::fd::AsFd::as_fd(&cgroup)) {
+    users::check(what.users)?;
+    let purpose = Purpose::Launch { request, distribution: what.id };
+    let mut job = jobs::start_silent(purpose, |mouth| prepare(what, devices, mouth))?;
+    job.marks.push(asked);
+    Ok(job)
+}
+
+/// The preparer's work.
+fn prepare(what: &Launch, devices: &Devices, mouth: &mut Mouth) -> Result<(), Failure> {
+    let cgroup = cgroup::make(what, &devices.own).map_err(system("making the distribution's cgroup"))?;
+    let (ours, theirs) = handover::pair().map_err(system("making a pair of sockets"))?;
+    let namespaces = match what.users {
+        Users::Own { .. } => NAMESPACES | CloneFlags::CLONE_NEWUSER,
+        Users::Shared => NAMESPACES,
+    };
+    let child = match clone_beside(namespaces, cgroup.as_fd()) {
         Ok(ForkResult::Parent { child }) => child,
         Ok(ForkResult::Child) => {
-            drop(read);
-            let failure = become_init(&mut Linux, what, device, &mut mouth);
-            mouth.say(&Word::Answer(Err::<Done, _>(failure)));
+            drop((ours, cgroup));
+            // Returns only if it has not become the init.
+            if let Some(failure) = child::run(what, theirs, mouth) {
+                mouth.say(&Word::Answer(Err(failure)));
+            }
             exit_child(1)
         }
-        Err(error) => {
-            let _ = std::fs::remove_dir(distribution::cgroup(what.id));
-            return Err(system("making the distribution's namespaces")(error));
-        }
+        Err(error) => return Err(system("making the distribution's namespaces")(error)),
     };
-    let ear = Channel::new(read).map_err(system("listening to a child"))?;
-    let purpose = Purpose::Launch { request, distribution: what.id };
-    Ok(Job { pid: child, ear, purpose, marks: vec![asked] })
-}
-
-/// Everything between the clone and the exec. Returns only with what went wrong.
-fn become_init<K: Kernel>(kernel: &mut K, what: &Launch, device: &Path, mouth: &mut Mouth) -> Failure {
+    drop(theirs);
+    mouth.say(&Word::Born(child.as_raw()));
     mouth.say(&Word::Mark(clock::mark("mini-init: namespaces made")));
-    let prepared = (|| {
-        kernel.unshare(CloneFlags::CLONE_NEWCGROUP).map_err(system("making the cgroup namespace"))?;
-        root::mount(kernel, device)?;
-        mouth.say(&Word::Mark(clock::mark("mini-init: root mounted")));
-        root::check(Path::new(root::PLACE))?;
-        let taken = mounts::take_along(kernel)?;
-        root::pivot(kernel)?;
-        mounts::place(kernel, taken, &mut |warning| {
-            mouth.warn(format!("distribution {}: {warning}", what.name))
-        })
-    })();
-    match prepared {
-        Ok(init) => {
-            mouth.say(&Word::Mark(clock::mark("mini-init: root entered")));
-            exec::init(what, &init)
-        }
-        Err(failure) => failure,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::{kernel::recording::Recording, *};
-
-    #[test]
-    fn everything_that_is_taken_along_is_opened_before_the_root_is_left_and_placed_after() {
-        let mut kernel = Recording::default();
-        root::mount(&mut kernel, Path::new("/dev/sda")).unwrap();
-        let taken = mounts::take_along(&mut kernel).unwrap();
-        root::pivot(&mut kernel).unwrap();
-        let init = mounts::place(&mut kernel, taken, &mut |_| {}).unwrap();
-        assert_eq!(init, "/init");
-        let position = |start: &str| {
-            kernel
-                .calls
-                .iter()
-                .position(|c| c.starts_with(start))
-                .unwrap_or_else(|| panic!("{start}: {:#?}", kernel.calls))
-        };
-        assert_eq!(position("mount none / - private,rec"), 0);
-        assert!(position("mount /dev/sda /run/distribution ext4") < position("tree /distribution-init"));
-        assert!(position("tree /distribution-init") < position("pivot /run/distribution"));
-        assert!(position("protect /distribution-init") < position("place /init"));
-        assert!(position("tree /dev/null") < position("pivot /run/distribution"));
-        assert!(position("pivot /run/distribution") < position("mount tmpfs /dev"));
-        assert!(position("mount tmpfs /dev") < position("place /dev/null"));
-        assert!(position("pivot /run/distribution") < position("place /init"));
-    }
-
-    #[test]
-    fn a_read_only_root_without_an_init_gets_it_beside_the_devices() {
-        let mut kernel = Recording { read_only: true, ..Recording::default() };
-        let taken = mounts::take_along(&mut kernel).unwrap();
-        let mut warnings = Vec::new();
-        let init = mounts::place(&mut kernel, taken, &mut |w| warnings.push(w)).unwrap();
-        assert_eq!(init, "/dev/init");
-        assert!(warnings[0].contains("/init"), "{warnings:?}");
-    }
+    let owner = users::map(what.users, child)?;
+    let mut kernel = Linux;
+    // For the layers, which have to hang somewhere until they are stacked.
+    kernel.unshare(CloneFlags::CLONE_NEWNS).map_err(system("making a mount namespace"))?;
+    kernel.make_private("/").map_err(system("making the mounts private"))?;
+    let (root, bound) = layers::mount(&mut kernel, what, devices, owner.as_ref())?;
+    root_check::check_at(root.as_fd()).map_err(|reason| Failure {
+        kind: undercroft_protocol::command::FailureKind::NotARoot,
+        message: reason.to_string(),
+    })?;
+    mouth.say(&Word::Mark(clock::mark("mini-init: root mounted")));
+    let mut mounts: Vec<OwnedFd> = vec![root];
+    mounts.extend(devices::make(&mut kernel, what.users, owner.as_ref())?.into_all());
+    mounts.extend(bound);
+    handover::send(&ours, &mounts).map_err(system("handing the mounts over"))
 }

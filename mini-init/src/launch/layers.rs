@@ -1,0 +1,234 @@
+//! The root file system: an own disk, or an own disk over a base.
+//!
+//! The own disk of a layered distribution has three directories: `upper` is what overlayfs writes into, `work` is
+//! overlayfs's own, and `bound` holds what cannot live on overlayfs, at the same path as in the distribution.
+//!
+//! Overlayfs as chosen here (Documentation/filesystems/overlayfs.rst):
+//!
+//! - `metacopy=on`: a change of owner, mode or time copies no content, so the pages stay those that all share;
+//! - `redirect_dir=on`: directories of the base can be renamed (without, programs get EXDEV and copy), and metacopy needs
+//!   it;
+//! - `index=on`: hard links of the base stay links when one of them is written to, and an own disk that is in use elsewhere
+//!   is refused;
+//! - `xino=on`: one device number for all files, which `tar --one-file-system` and `find -xdev` go by, and inode numbers
+//!   that stay.
+//!
+//! Its marks are `trusted.*` attributes, which a distribution with users of its own can neither read nor forge.
+
+use std::path::PathBuf;
+
+use undercroft_protocol::command::{Failure, FailureKind, Launch, Root};
+
+use super::{
+    kernel::{Attributes, Kernel},
+    users::Owner,
+};
+use crate::jobs::{failure, system};
+
+/// The block devices that a launch names.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Devices {
+    /// The distribution's own disk.
+    pub(crate) own: PathBuf,
+    /// The base, if there is one.
+    pub(crate) base: Option<PathBuf>,
+}
+
+/// Where the layers hang while they are stacked, in the preparer's mount namespace only.
+pub(super) const OWN: &str = "/run/layers/own";
+/// See [`OWN`].
+pub(super) const BASE: &str = "/run/layers/base";
+
+/// `discard` gives deleted files' space back to the host; an error must not be followed by writes that make it worse.
+const OWN_PARAMETERS: [(&str, &str); 2] = [("discard", ""), ("errors", "remount-ro")];
+
+/// What was mounted: the root, and the directories that are to be bound over it, in the launch's order.
+type Mounted<T> = (T, Vec<T>);
+
+/// Mounts a distribution's root. Nothing of it is seen in the VM's own namespace.
+pub(super) fn mount<K: Kernel>(
+    kernel: &mut K,
+    what: &Launch,
+    devices: &Devices,
+    owner: Option<&Owner>,
+) -> Result<Mounted<K::Tree>, Failure> {
+    let own = disk(kernel, &devices.own.display().to_string(), "the distribution's disk", &OWN_PARAMETERS)?;
+    let Root::Layered { bound, .. } = &what.root else {
+        map(kernel, &own, owner)?;
+        return Ok((own, Vec::new()));
+    };
+    let base = devices
+        .base
+        .as_ref()
+        .ok_or_else(|| Failure { kind: FailureKind::Invalid, message: "the launch names no base".into() })?;
+    let base = disk(kernel, &base.display().to_string(), "the base", &[("ro", "")])?;
+    prepare_own(kernel, &own, &base, bound)?;
+    for (tree, place) in [(&own, OWN), (&base, BASE)] {
+        map(kernel, tree, owner)?;
+        kernel.place(tree, place).map_err(system(&format!("hanging a layer at {place}")))?;
+    }
+    let (upper, work) = (format!("{OWN}/upper"), format!("{OWN}/work"));
+    let parameters = [
+        ("source", "undercroft"),
+        ("lowerdir", BASE),
+        ("upperdir", &upper),
+        ("workdir", &work),
+        ("metacopy", "on"),
+        ("redirect_dir", "on"),
+        ("index", "on"),
+        ("xino", "on"),
+    ];
+    let root = kernel
+        .file_system("overlay", &parameters, Attributes::empty())
+        .map_err(failure(FailureKind::Disk, "stacking the distribution's disk over its base"))?;
+    let bound = bound.iter().map(|path| {
+        let inside = format!("bound{path}");
+        kernel.tree_in(&own, &inside).map_err(system(&format!("opening {inside} on the distribution's disk")))
+    });
+    Ok((root, bound.collect::<Result<_, _>>()?))
+}
+
+/// One ext4 disk.
+fn disk<K: Kernel>(
+    kernel: &mut K,
+    device: &str,
+    what: &str,
+    parameters: &[(&str, &str)],
+) -> Result<K::Tree, Failure> {
+    let mut all = vec![("source", device)];
+    all.extend(parameters);
+    kernel
+        .file_system("ext4", &all, Attributes::empty())
+        .map_err(failure(FailureKind::Disk, &format!("mounting {what}, {device}, as ext4")))
+}
+
+/// Owners on the disk are as the distribution sees them.
+fn map<K: Kernel>(kernel: &mut K, tree: &K::Tree, owner: Option<&Owner>) -> Result<(), Failure> {
+    let Some(owner) = owner else { return Ok(()) };
+    let users = std::os::fd::AsFd::as_fd(&owner.namespace);
+    kernel.map_owners(tree, users).map_err(system("mapping a disk's owners"))
+}
+
+/// Makes the directories of an own disk that is launched for the first time.
+fn prepare_own<K: Kernel>(
+    kernel: &mut K,
+    own: &K::Tree,
+    base: &K::Tree,
+    bound: &[String],
+) -> Result<(), Failure> {
+    let cannot =
+        |path: &str| failure(FailureKind::Disk, &format!("making {path} on the distribution's disk"));
+    for path in ["work", "upper"] {
+        // Owned by 0 on the disk, which the mapping makes the distribution's root: this is done before the mapping.
+        let is_new = kernel.directory_in(own, path, 0o755, ON_DISK).map_err(cannot(path))?;
+        if is_new && path == "upper" {
+            // The upper layer's own root is what the distribution sees as `/`.
+            kernel.copy_metadata(base, own, path).map_err(cannot(path))?;
+        }
+    }
+    for path in bound {
+        check_bound(path)?;
+        let mut inside = String::from("bound");
+        for component in path.split('/') {
+            if !component.is_empty() {
+                inside.push('/');
+                inside.push_str(component);
+            }
+            kernel.directory_in(own, &inside, 0o755, ON_DISK).map_err(cannot(&inside))?;
+        }
+    }
+    Ok(())
+}
+
+/// Root, as the disk writes it.
+const ON_DISK: u32 = 0;
+
+/// The host's word, looked at all the same: it becomes a path on the disk.
+fn check_bound(path: &str) -> Result<(), Failure> {
+    let is_plain = path.strip_prefix('/').is_some_and(|rest| {
+        rest.split('/').all(|part| !matches!(part, "" | "." | "..") && !part.contains('\0'))
+    });
+    if is_plain && path.len() < 1024 {
+        return Ok(());
+    }
+    Err(Failure {
+        kind: FailureKind::Invalid,
+        message: format!(
+            "{path:?} cannot be bound: expected an absolute path without `.`, `..` and double slashes"
+        ),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use undercroft_protocol::{
+        Token,
+        command::{DiskAddress, Limits, Users},
+    };
+
+    use super::{super::kernel::recording::Recording, *};
+
+    fn launch(root: Root) -> Launch {
+        Launch {
+            id: 1,
+            name: "a".into(),
+            hostname: "a".into(),
+            root,
+            users: Users::Shared,
+            limits: Limits::default(),
+            token: Token([0; 16]),
+        }
+    }
+
+    fn layered(bound: &[&str]) -> (Launch, Devices) {
+        let disk = DiskAddress::Lun(1);
+        let bound = bound.iter().map(|&b| b.into()).collect();
+        let root = Root::Layered { base: DiskAddress::Lun(0), disk, bound };
+        (launch(root), Devices { own: "/dev/sdb".into(), base: Some("/dev/sda".into()) })
+    }
+
+    #[test]
+    fn layers_are_prepared_before_their_owners_are_mapped_and_stacked_after() {
+        let (what, devices) = layered(&["/var/lib/docker"]);
+        let namespace = std::fs::File::open("/dev/null").unwrap().into();
+        let owner = Owner { namespace, root: 1 << 20 };
+        let mut kernel = Recording::default();
+        let (root, bound) = mount(&mut kernel, &what, &devices, Some(&owner)).unwrap();
+        assert_eq!(
+            (root.as_str(), bound.as_slice()),
+            ("overlay", &["ext4:bound/var/lib/docker".to_owned()][..])
+        );
+        let last_made = kernel.position("directory ext4:bound/var/lib/docker");
+        assert!(kernel.position("metadata ext4 to ext4:upper") < last_made);
+        assert!(last_made < kernel.position("map ext4"));
+        assert!(kernel.position("place ext4 at /run/layers/base") < kernel.position("make overlay"));
+        assert!(kernel.position("make overlay") < kernel.position("tree ext4:bound/var/lib/docker"));
+    }
+
+    #[test]
+    fn an_upper_layer_that_is_there_keeps_its_looks() {
+        let (what, devices) = layered(&[]);
+        let mut kernel = Recording { present: vec!["upper", "work"], ..Recording::default() };
+        mount(&mut kernel, &what, &devices, None).unwrap();
+        assert!(!kernel.calls.iter().any(|c| c.starts_with("metadata")), "{:#?}", kernel.calls);
+    }
+
+    #[test]
+    fn a_flat_root_is_its_disk() {
+        let what = launch(Root::Flat { disk: DiskAddress::Lun(1) });
+        let devices = Devices { own: "/dev/sdb".into(), base: None };
+        let mut kernel = Recording::default();
+        mount(&mut kernel, &what, &devices, None).unwrap();
+        assert_eq!(kernel.calls, ["make ext4 source=/dev/sdb,discard=,errors=remount-ro"]);
+    }
+
+    #[test]
+    fn what_is_bound_is_a_plain_path() {
+        for good in ["/var/lib/docker", "/a"] {
+            assert!(check_bound(good).is_ok(), "{good}");
+        }
+        for bad in ["", "/", "var", "/a/../b", "/a//b", "/a/", "/.", "/a\0b"] {
+            assert!(check_bound(bad).is_err(), "{bad:?}");
+        }
+    }
+}
