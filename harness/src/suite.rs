@@ -34,9 +34,17 @@ pub struct Suite {
     pub debian: PathBuf,
     /// A folder for what a test keeps (logs); exists.
     pub logs: PathBuf,
+    /// A folder for bases that tests share; exists, and is empty when a run begins.
+    pub bases: PathBuf,
 }
 
 impl Suite {
+    /// Where the base of an archive is or will be, named by the archive's file name and length.
+    pub fn base(&self, archive: &Path) -> io::Result<PathBuf> {
+        let name = archive.file_stem().unwrap_or_default().to_string_lossy();
+        Ok(self.bases.join(format!("{name}-{}.ext4", fs::metadata(archive)?.len())))
+    }
+
     /// Writes it for [`Suite::get`].
     pub fn write(&self, path: &Path) -> io::Result<()> {
         fs::write(path, serde_json::to_vec_pretty(self)?)

@@ -222,6 +222,7 @@ impl Boot {
         let started = Machine::start_with(options, |stopper| watchdog.watch(stopper));
         let machine = started.map_err(|e| explain(&e, &log))?;
         let mut vm = Vm {
+            suite: self.suite,
             machine: Some(machine),
             _watchdog: watchdog,
             distros: BTreeMap::new(),
@@ -241,6 +242,7 @@ impl Boot {
 
 /// A running machine. Dropped, it is killed, and its console is searched for complaints of the kernel.
 pub struct Vm {
+    suite: &'static Suite,
     machine: Option<Machine>,
     _watchdog: Watchdog,
     distros: BTreeMap<String, Distro>,
@@ -275,6 +277,15 @@ impl Vm {
         let sigkill = nix::sys::signal::Signal::SIGKILL;
         nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), sigkill).map_err(harness)?;
         Ok(self.machine().wait())
+    }
+
+    /// Resident memory of the VMM in KiB, its guest's included.
+    pub fn resident(&self) -> Result<u64, Failure> {
+        let pid = self.machine().vmm_pid().ok_or_else(|| Failure::Failed("the VMM is gone".into()))?;
+        let rollup = fs::read_to_string(format!("/proc/{pid}/smaps_rollup"))?;
+        let line = rollup.lines().find_map(|l| l.strip_prefix("Rss:")).unwrap_or_default();
+        let number = line.trim().trim_end_matches(" kB").parse();
+        number.map_err(|_| Failure::Harness(format!("{line:?}: no number of kB")))
     }
 
     /// A folder that goes with the test.
@@ -317,14 +328,19 @@ impl Vm {
         Ok(())
     }
 
-    /// The base of an archive, made when it is asked for first.
+    /// The base of an archive. Whichever test of a run needs it first makes it, and the others find it.
     fn base(&mut self, archive: &Path) -> Result<DiskAddress, Failure> {
         if let Some(known) = self.bases.get(archive) {
             return Ok(known.clone());
         }
-        let path = self.scratch.path().join(format!("base-{}.raw", self.bases.len()));
-        let address = self.check(self.try_import(&path, archive))?;
-        self.check(self.machine().detach_disk(address))?;
+        let path = self.suite.base(archive)?;
+        if !path.exists() {
+            // Under a name that is this test's: another test may make the same at the same time, and either will do.
+            let made = path.with_extension(format!("{}.partial", std::process::id()));
+            let address = self.check(self.try_import(&made, archive))?;
+            self.check(self.machine().detach_disk(address))?;
+            fs::rename(&made, &path)?;
+        }
         let file = self.check(disk::open(&path, true))?;
         let address = self.check(self.machine().attach_disk(&file, true))?;
         self.bases.insert(archive.into(), address.clone());

@@ -64,6 +64,10 @@ fn prepare() -> anyhow::Result<Suite> {
     let target = guest::target();
     let logs = target.join("guest-logs");
     fs::create_dir_all(&logs)?;
+    let bases = target.join("guest-bases");
+    // Of the last run: the unpacker may be another one today.
+    let _ = fs::remove_dir_all(&bases);
+    fs::create_dir_all(&bases)?;
     let busybox = target.join("busybox.tar");
     Archive::busybox("for tests")?.write(&busybox)?;
     let cache = undercroft_kernel_config::cache::dir()?;
@@ -75,6 +79,7 @@ fn prepare() -> anyhow::Result<Suite> {
         busybox,
         debian: boot::debian::archive(&cache)?,
         logs,
+        bases,
     })
 }
 
