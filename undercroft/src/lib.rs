@@ -30,6 +30,7 @@
 
 mod board;
 mod console;
+pub mod digest;
 pub mod disk;
 mod distribution;
 mod door;
@@ -41,12 +42,14 @@ mod machine;
 mod session;
 mod signals;
 mod spawn;
+pub mod store;
 mod tar_walk;
 pub mod terminal;
 pub mod timeline;
 mod users;
 mod vmm;
 
+pub use digest::{Digest, KnownFile};
 pub use disk::NewDisk;
 pub use distribution::{Distribution, LaunchOptions, Pipes};
 pub use error::{Cause, Ending, Error, Result};
@@ -55,6 +58,7 @@ pub use kernel::machine_config;
 pub use machine::{Machine, MachineOptions, PowerOff, Stopper};
 pub use session::{Control, Input, Output, Program, Session, Streams};
 pub use signals::Signals;
+pub use store::Store;
 pub use timeline::Timeline;
 pub use undercroft_protocol::{
     command::{DiskAddress, Imported, Limits, Root},

@@ -184,7 +184,7 @@ impl Bar {
 
     fn show(&self, progress: Progress) {
         if let Some(bar) = &self.0 {
-            bar.set_length(progress.total);
+            bar.set_length(progress.total.unwrap_or(progress.read));
             bar.set_position(progress.read);
         }
     }
