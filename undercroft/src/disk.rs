@@ -134,7 +134,7 @@ pub(crate) fn format(file: &File, path: &Path, size: u64, journal: Journal) -> R
 
 /// What ext4 is to have, all of it (mke2fs(8), ext4(5)). It is ext4's usual set but for three: meta_bg instead of
 /// resize_inode keeps the descriptors' copies few, and the file system resizable; without 64bit descriptors are half as
-/// long; orphan_file and metadata_csum_seed are unknown to kernels and tools that are not old yet.
+/// long; and what newer versions of mke2fs add (orphan_file, metadata_csum_seed), older tools would refuse.
 const FEATURES: &str = "none,ext_attr,dir_index,filetype,extent,flex_bg,sparse_super,large_file,huge_file,dir_nlink,\
                         extra_isize,metadata_csum,meta_bg";
 
