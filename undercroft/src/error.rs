@@ -153,6 +153,15 @@ pub enum Error {
         /// What the kernel says.
         source: io::Error,
     },
+    /// A file is not what it was a moment ago.
+    #[error("{} was changed while it was being read: try again when nobody writes to it", path.display())]
+    Changed {
+        /// Which.
+        path: PathBuf,
+    },
+    /// The store could not do what it was asked.
+    #[error(transparent)]
+    Store(#[from] crate::store::StoreError),
     /// An archive could not be taken.
     #[error(transparent)]
     Archive(#[from] crate::import::ArchiveError),

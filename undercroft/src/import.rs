@@ -7,20 +7,19 @@
 
 use std::{
     fs::File,
-    io::{self, BufReader, Read, Seek, Write},
+    io::{self, BufReader, Read, Write},
     net::Shutdown,
     os::unix::net::UnixStream,
     path::{Path, PathBuf},
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
+use sha2::{Digest as _, Sha256};
 use undercroft_protocol::command::{Command, DiskAddress, Done, Import, Imported};
 
 use crate::{
+    digest::Digest,
     door::Expected,
     error::{Error, Result},
     guest::{Guest, wrong},
@@ -132,17 +131,17 @@ impl Format {
 pub struct Progress {
     /// Bytes of the archive file read.
     pub read: u64,
-    /// Its length in bytes.
-    pub total: u64,
+    /// Its length in bytes; `None` for what comes through a pipe.
+    pub total: Option<u64>,
     /// Archive entries that the guest has unpacked.
     pub entries: u64,
 }
 
-/// An archive file whose beginning was looked at.
+/// An archive whose beginning was looked at.
 pub struct Archive {
     path: PathBuf,
-    total: u64,
-    read: Arc<AtomicU64>,
+    total: Option<u64>,
+    incoming: Arc<Mutex<Incoming>>,
     format: Format,
     content: Box<dyn Read + Send>,
 }
@@ -159,49 +158,60 @@ impl std::fmt::Debug for Archive {
 impl Archive {
     /// Opens an archive, and looks whether it begins like one.
     pub fn open(path: &Path) -> std::result::Result<Self, ArchiveError> {
-        let mut archive = Self::reader(path)?;
-        let mut block = [0; 512];
-        let have = archive.fill(&mut block)?;
-        let not_tar = || ArchiveError::NotTar { path: path.into(), format: archive.format };
-        if archive.total == 0 {
+        let failed = |source| ArchiveError::Read { path: path.into(), source };
+        let file = File::open(path).map_err(failed)?;
+        let about = file.metadata().map_err(failed)?;
+        if about.is_dir() {
+            return Err(failed(io::ErrorKind::IsADirectory.into()));
+        }
+        Self::begin(path, Box::new(file), Some(about.len()), None)
+    }
+
+    /// Takes an archive that comes through a pipe and can be read only once: it is hashed on the way. `name` is for people.
+    pub fn stream(name: &Path, bytes: Box<dyn Read + Send>) -> std::result::Result<Self, ArchiveError> {
+        Self::begin(name, bytes, None, Some(Sha256::new()))
+    }
+
+    fn begin(
+        path: &Path,
+        bytes: Box<dyn Read + Send>,
+        total: Option<u64>,
+        hash: Option<Sha256>,
+    ) -> std::result::Result<Self, ArchiveError> {
+        let failed = |source| ArchiveError::Read { path: path.into(), source };
+        let incoming = Arc::new(Mutex::new(Incoming { bytes, count: 0, ended: false, hash }));
+        let mut first = Vec::new();
+        Shared(incoming.clone()).take(16).read_to_end(&mut first).map_err(failed)?;
+        if first.is_empty() {
             return Err(ArchiveError::Empty { path: path.into() });
         }
+        let format = Format::of(&first);
+        let whole = io::Cursor::new(first).chain(Shared(incoming.clone()));
+        let whole = BufReader::with_capacity(CHUNK, whole);
+        let content: Box<dyn Read + Send> = match format {
+            Format::Plain => Box::new(whole),
+            Format::Gzip => Box::new(flate2::bufread::MultiGzDecoder::new(whole)),
+            Format::Xz => Box::new(liblzma::bufread::XzDecoder::new_multi_decoder(whole)),
+            Format::Zstd => Box::new(zstd::stream::read::Decoder::with_buffer(whole).map_err(failed)?),
+            Format::Bzip2 => Box::new(bzip2::bufread::MultiBzDecoder::new(whole)),
+        };
+        let mut archive = Self { path: path.into(), total, incoming, format, content };
+        let mut block = [0; 512];
+        let have = archive.fill(&mut block)?;
+        let not_tar = || ArchiveError::NotTar { path: path.into(), format };
         if have < block.len() {
             // Text that is shorter than a header is no archive that was cut off; compressed data may be one.
-            return Err(if archive.format == Format::Plain {
-                not_tar()
-            } else {
-                archive.cut_off(String::new())
+            return Err(match format {
+                Format::Plain => not_tar(),
+                _ => archive.cut_off(String::new()),
             });
         }
         if block.iter().any(|&b| b != 0) && crate::tar_walk::is_header(&block).is_none() {
             return Err(not_tar());
         }
-        // From its beginning once more.
-        Self::reader(path)
-    }
-
-    fn reader(path: &Path) -> std::result::Result<Self, ArchiveError> {
-        let failed = |source| ArchiveError::Read { path: path.into(), source };
-        let mut file = File::open(path).map_err(failed)?;
-        let about = file.metadata().map_err(failed)?;
-        if about.is_dir() {
-            return Err(failed(io::ErrorKind::IsADirectory.into()));
-        }
-        let mut first = Vec::new();
-        Read::by_ref(&mut file).take(16).read_to_end(&mut first).map_err(failed)?;
-        file.rewind().map_err(failed)?;
-        let read = Arc::new(AtomicU64::new(0));
-        let counted = BufReader::with_capacity(CHUNK, Counted { inner: file, count: read.clone() });
-        let format = Format::of(&first);
-        let content: Box<dyn Read + Send> = match format {
-            Format::Plain => Box::new(counted),
-            Format::Gzip => Box::new(flate2::bufread::MultiGzDecoder::new(counted)),
-            Format::Xz => Box::new(liblzma::bufread::XzDecoder::new_multi_decoder(counted)),
-            Format::Zstd => Box::new(zstd::stream::read::Decoder::with_buffer(counted).map_err(failed)?),
-            Format::Bzip2 => Box::new(bzip2::bufread::MultiBzDecoder::new(counted)),
-        };
-        Ok(Self { path: path.into(), total: about.len(), read, format, content })
+        let rest = std::mem::replace(&mut archive.content, Box::new(io::empty()));
+        archive.content = Box::new(io::Cursor::new(block).chain(rest));
+        Ok(archive)
     }
 
     /// How it is compressed.
@@ -211,11 +221,16 @@ impl Archive {
 
     /// Bytes of the file that were read so far.
     fn at(&self) -> u64 {
-        self.read.load(Ordering::Relaxed)
+        lock(&self.incoming).count
+    }
+
+    /// What tells the digest of a [`stream`](Self::stream) once it has been imported.
+    pub(crate) fn tail(&self) -> Tail {
+        Tail { path: self.path.clone(), incoming: self.incoming.clone() }
     }
 
     fn cut_off(&self, entry: String) -> ArchiveError {
-        ArchiveError::CutOff { path: self.path.clone(), at: self.total, entry }
+        ArchiveError::CutOff { path: self.path.clone(), at: self.total.unwrap_or_else(|| self.at()), entry }
     }
 
     /// Reads until the buffer is full or the archive ends.
@@ -235,7 +250,7 @@ impl Archive {
     fn explain(&self, error: io::Error) -> ArchiveError {
         let path = self.path.clone();
         // A decompressor that fails once the whole file was read wanted more of it.
-        let all_read = self.at() >= self.total;
+        let all_read = lock(&self.incoming).ended || self.total.is_some_and(|total| self.at() >= total);
         match (self.format, error.kind()) {
             (Format::Plain, _) => ArchiveError::Read { path, source: error },
             (_, io::ErrorKind::UnexpectedEof) => self.cut_off(String::new()),
@@ -291,16 +306,51 @@ enum Copied {
     Refused,
 }
 
-struct Counted<R> {
-    inner: R,
-    count: Arc<AtomicU64>,
+/// The bytes of an archive as they are read, which the decompressor owns, and others look at.
+struct Incoming {
+    bytes: Box<dyn Read + Send>,
+    count: u64,
+    ended: bool,
+    hash: Option<Sha256>,
 }
 
-impl<R: Read> Read for Counted<R> {
+impl Read for Incoming {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let n = self.inner.read(buffer)?;
-        self.count.fetch_add(n as u64, Ordering::Relaxed);
+        let n = self.bytes.read(buffer)?;
+        self.count += n as u64;
+        self.ended |= n == 0 && !buffer.is_empty();
+        if let Some(hash) = &mut self.hash {
+            hash.update(&buffer[..n]);
+        }
         Ok(n)
+    }
+}
+
+struct Shared(Arc<Mutex<Incoming>>);
+
+impl Read for Shared {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        lock(&self.0).read(buffer)
+    }
+}
+
+fn lock(incoming: &Mutex<Incoming>) -> MutexGuard<'_, Incoming> {
+    incoming.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// What is left of a stream when its archive has ended.
+pub(crate) struct Tail {
+    path: PathBuf,
+    incoming: Arc<Mutex<Incoming>>,
+}
+
+impl Tail {
+    /// Reads the stream to its end; `None` if it was not hashed.
+    pub(crate) fn digest(self) -> std::result::Result<Option<Digest>, ArchiveError> {
+        let mut incoming = lock(&self.incoming);
+        io::copy(&mut *incoming, &mut io::sink())
+            .map_err(|source| ArchiveError::Read { path: self.path.clone(), source })?;
+        Ok(incoming.hash.take().map(Digest::of))
     }
 }
 

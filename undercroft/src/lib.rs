@@ -1,12 +1,13 @@
 //! Many Linux distributions on one kernel in one lightweight utility VM: the host's library.
 //!
-//! A [`Machine`] is the VMM's process and mini-init in the guest. Disks come and go; an [`Archive`] is unpacked onto one
-//! ([`Machine::import`]); a [`Distribution`] is launched from it, and [`Session`]s run in that. Everything is
+//! A [`Machine`] is the VMM's process and mini-init in the guest. Disks come and go: a [`Store`] keeps them. An archive is
+//! unpacked onto one and becomes a base ([`Store::import_base`]); a distribution has a disk of its own besides; a
+//! [`Distribution`] is launched from the two, and [`Session`]s run in that. Everything is
 //! synchronous; one thread for each connection writes what it hears on one board, and who waits for something waits
 //! there, so that the machine's end ends every wait with its reason.
 //!
 //! ```no_run
-//! use undercroft::{Archive, LaunchOptions, Machine, MachineOptions, NewDisk, Pipes, Program, Root};
+//! use undercroft::{KnownFile, LaunchOptions, Machine, MachineOptions, Pipes, Program, Store};
 //! use undercroft_vmm::MachineConfig;
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! let machine = Machine::start(MachineOptions {
@@ -16,11 +17,12 @@
 //!     console_log: None,
 //!     patience: 1,
 //! })?;
-//! let disk = NewDisk::create("debian.ext4".as_ref(), undercroft::disk::DEFAULT_SIZE)?;
-//! let address = machine.attach_disk(disk.file(), false)?;
-//! machine.import(address.clone(), Archive::open("debian.tar".as_ref())?, |_| ())?;
-//! disk.keep()?;
-//! let debian = machine.launch(&LaunchOptions::new("debian", Root::Flat { disk: address }))?;
+//! let store = Store::open("store".as_ref())?;
+//! let archive = KnownFile::read("debian.tar".as_ref(), Some(&store.digests()), |_, _| ())?;
+//! let (base, _) = store.import_base(&archive, &mut machine.unpacker(|_| ()))?;
+//! store.create("debian", &base, undercroft::disk::DEFAULT_SIZE)?;
+//! let disks = machine.attach(store.hold("debian")?)?;
+//! let debian = machine.launch(&LaunchOptions::new("debian", disks.root().clone()))?;
 //! let output = debian.exec(&Program::new(["cat", "/etc/os-release"]), Pipes::ALL)?.output("")?;
 //! println!("{}", String::from_utf8_lossy(&output.stdout));
 //! machine.power_off(std::time::Duration::from_secs(2));
@@ -30,6 +32,7 @@
 
 mod board;
 mod console;
+pub mod digest;
 pub mod disk;
 mod distribution;
 mod door;
@@ -41,12 +44,14 @@ mod machine;
 mod session;
 mod signals;
 mod spawn;
+pub mod store;
 mod tar_walk;
 pub mod terminal;
 pub mod timeline;
 mod users;
 mod vmm;
 
+pub use digest::{Digest, KnownFile};
 pub use disk::NewDisk;
 pub use distribution::{Distribution, LaunchOptions, Pipes};
 pub use error::{Cause, Ending, Error, Result};
@@ -55,6 +60,7 @@ pub use kernel::machine_config;
 pub use machine::{Machine, MachineOptions, PowerOff, Stopper};
 pub use session::{Control, Input, Output, Program, Session, Streams};
 pub use signals::Signals;
+pub use store::Store;
 pub use timeline::Timeline;
 pub use undercroft_protocol::{
     command::{DiskAddress, Imported, Limits, Root},

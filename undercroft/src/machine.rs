@@ -25,6 +25,7 @@ use crate::{
     error::{Cause, Ending, Error, Result},
     guest::{Guest, wrong},
     import::{Archive, Progress},
+    store::{Attached, Disks, Held, Unpack},
     timeline::Timeline,
     users::UserRanges,
     vmm::Vmm,
@@ -58,6 +59,7 @@ pub struct Machine {
     hello: GuestHello,
     luns: Mutex<BTreeSet<u16>>,
     users: UserRanges,
+    disks: Disks,
     // Last: the sockets and logs in it go after everything that uses them.
     _directory: tempfile::TempDir,
 }
@@ -107,6 +109,7 @@ impl Machine {
             hello,
             luns: Mutex::default(),
             users: UserRanges::default(),
+            disks: Disks::default(),
             _directory: directory,
         };
         if let Some(path) = options.modules_disk {
@@ -192,6 +195,21 @@ impl Machine {
         crate::import::import(&self.guest, disk, archive, progress)
     }
 
+    /// Plugs in the disks of a distribution of a store; [`Attached::root`] is what to launch then.
+    pub fn attach(&self, held: Held) -> Result<Attached> {
+        self.disks.attach(self, held)
+    }
+
+    /// Unplugs the disks of a distribution that has ended. A base goes with its last user.
+    pub fn detach(&self, attached: Attached) -> Result<()> {
+        self.disks.detach(self, attached)
+    }
+
+    /// Something that unpacks archives onto a store's disks in this machine; `progress` is called a few times a second.
+    pub fn unpacker(&self, progress: impl FnMut(Progress)) -> impl Unpack {
+        Unpacker { machine: self, progress }
+    }
+
     /// Starts a distribution, and waits until it takes sessions.
     pub fn launch(&self, what: &LaunchOptions) -> Result<Distribution> {
         let users = if what.own_users { self.users.of(&what.name)? } else { Users::Shared };
@@ -257,6 +275,25 @@ impl Machine {
             std::thread::sleep(Duration::from_millis(10));
         }
         true
+    }
+}
+
+struct Unpacker<'a, P> {
+    machine: &'a Machine,
+    progress: P,
+}
+
+impl<P: FnMut(Progress)> Unpack for Unpacker<'_, P> {
+    fn unpack(&mut self, disk: &File, archive: Archive) -> Result<Imported> {
+        let address = self.machine.attach_disk(disk, false)?;
+        let imported = self.machine.import(address.clone(), archive, &mut self.progress);
+        // Whatever came of it; the first error counts.
+        let detached = self.machine.detach_disk(address);
+        imported.and_then(|imported| detached.map(|()| imported))
+    }
+
+    fn waiting(&mut self) -> Result<()> {
+        self.machine.end().map_or(Ok(()), |ending| Err(Error::Ended(Box::new(ending))))
     }
 }
 

@@ -10,6 +10,7 @@ use anyhow::Context;
 use undercroft_harness::lab;
 
 mod apart;
+mod bar;
 pub(crate) mod debian;
 mod distribution;
 mod here;
@@ -28,6 +29,10 @@ pub(crate) struct Arguments {
     /// may be given several times, the first is the default. Without any: a Debian, made once by mmdebstrap
     #[arg(long = "distro", value_name = "NAME=FILE")]
     distributions: Vec<distribution::Named>,
+
+    /// A distribution with everything on its own disk, instead of a base that all made from the same archive share
+    #[arg(long)]
+    flat: bool,
 
     /// `stock` (a Linux distribution's), `tuned` (ours, see `cargo xtask kernel`) or a file
     #[arg(long, value_name = "stock|tuned|PATH")]

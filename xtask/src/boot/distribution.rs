@@ -1,17 +1,16 @@
-//! A distribution as it is named on the command line, and its disk in the cache.
+//! A distribution as it is named on the command line, and what it is called in the cache's store.
 
 use std::{
-    fs::{self, File},
-    io::{Read, Write},
-    os::unix::fs::MetadataExt,
+    fs,
     path::{Path, PathBuf},
     str::FromStr,
 };
 
-use anyhow::{Context, bail};
-use nix::fcntl::{Flock, FlockArg};
+use anyhow::Context;
 use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
+use undercroft::{Digest, KnownFile, Store, store};
+
+use super::bar::Bar;
 
 /// `NAME=FILE`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -26,79 +25,39 @@ impl FromStr for Named {
     fn from_str(text: &str) -> Result<Self, String> {
         let (name, archive) =
             text.split_once('=').ok_or("expected NAME=FILE, as in deb=bookworm.tar".to_owned())?;
-        let fits = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
-        if name.is_empty() || name.len() > 256 || !name.chars().all(fits) || matches!(name, "." | "..") {
-            return Err(format!("{name:?} is no name: letters, digits, '.', '_' and '-', at most 256"));
-        }
+        store::check_name(name).map_err(|error| error.to_string())?;
         Ok(Self { name: name.into(), archive: archive.into() })
     }
 }
 
-/// A distribution and its disk, which may have to be made from the archive first.
+/// A distribution, which may have to be made from the archive first.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Distribution {
     pub(crate) name: String,
-    pub(crate) disk: PathBuf,
+    /// Its name in the store: there is one for each name and archive, so that a newer archive makes a new distribution, and
+    /// the old one's files are still there for the old archive.
+    pub(crate) stored: String,
     pub(crate) archive: PathBuf,
+    pub(crate) digest: Digest,
 }
 
-/// Who holds this is the only one that uses the disk.
-pub(crate) type Lock = Flock<File>;
-
-/// Finds or names the disk of an archive: one for each name and content.
-pub(crate) fn prepare(named: &Named, cache: &Path) -> anyhow::Result<(Distribution, Lock)> {
+/// Finds out what an archive is.
+pub(crate) fn prepare(named: &Named, flat: bool, store: &Path) -> anyhow::Result<Distribution> {
     let archive = fs::canonicalize(&named.archive)
         .with_context(|| format!("cannot find {}", named.archive.display()))?;
-    let directory = cache.join("distros");
-    fs::create_dir_all(directory.join("digests"))
-        .with_context(|| format!("cannot create {}", directory.display()))?;
-    let digest = digest(&archive, &directory.join("digests"))?;
-    let key = format!("{}-{}", named.name, &digest[..16]);
-    let lock_path = directory.join(format!(".{key}.lock"));
-    let file = File::options()
-        .create(true)
-        .truncate(false)
-        .write(true)
-        .open(&lock_path)
-        .with_context(|| format!("cannot open {}", lock_path.display()))?;
-    let lock = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-        Ok(lock) => lock,
-        Err((_, nix::errno::Errno::EWOULDBLOCK)) => bail!(
-            "{} is in use by another `cargo xtask boot`: end that one, or give the archive another name (--distro NAME={})",
-            named.name,
-            archive.display()
-        ),
-        Err((_, error)) => return Err(error).with_context(|| format!("cannot lock {}", lock_path.display())),
-    };
-    let disk = directory.join(format!("{key}.ext4"));
-    Ok((Distribution { name: named.name.clone(), disk, archive }, lock))
+    let mut bar = Bar::new("reading", &named.name, &archive);
+    let known = KnownFile::read(&archive, Some(&Store::digests_in(store)), |read, total| {
+        bar.show(read, Some(total));
+    })?;
+    bar.end();
+    let digest = known.digest();
+    let stored = stored(&named.name, digest, flat);
+    Ok(Distribution { name: named.name.clone(), stored, archive, digest })
 }
 
-/// The SHA-256 of a file, in hexadecimal; remembered as long as the file's identity, length and time are the same.
-fn digest(path: &Path, memory: &Path) -> anyhow::Result<String> {
-    let cannot = || format!("cannot read {}", path.display());
-    let mut file = File::open(path).with_context(cannot)?;
-    let about = file.metadata().with_context(cannot)?;
-    let identity =
-        format!("{}-{}-{}-{}.{}", about.dev(), about.ino(), about.len(), about.mtime(), about.mtime_nsec());
-    let remembered = memory.join(identity);
-    if let Ok(digest) = fs::read_to_string(&remembered)
-        && digest.len() == 64
-    {
-        return Ok(digest);
-    }
-    let mut hash = Sha256::new();
-    let mut buffer = vec![0; 1 << 20];
-    loop {
-        match file.read(&mut buffer).with_context(cannot)? {
-            0 => break,
-            n => hash.write_all(&buffer[..n])?,
-        }
-    }
-    let digest = hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect::<String>();
-    // It is only remembered for speed.
-    let _ = fs::write(&remembered, &digest);
-    Ok(digest)
+fn stored(name: &str, digest: Digest, flat: bool) -> String {
+    // Within the length of a name.
+    format!("{name:.220}-{}{}", digest.short(), if flat { "-flat" } else { "" })
 }
 
 #[cfg(test)]
@@ -112,5 +71,13 @@ mod tests {
         for bad in ["deb", "=x.tar", "a b=x", "..=x", "a/b=x"] {
             assert!(bad.parse::<Named>().is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn every_name_can_be_stored() {
+        let digest: Digest = "ab".repeat(32).parse().unwrap();
+        assert_eq!(stored("deb", digest, false), "deb-abababababab");
+        let long: Named = format!("{}=x", "x".repeat(256)).parse().unwrap();
+        store::check_name(&stored(&long.name, digest, true)).unwrap();
     }
 }

@@ -1,16 +1,16 @@
 //! The second step of a boot: the machine, the distribution, the command.
 
-use std::{fs::File, io::IsTerminal, path::Path, time::Duration};
+use std::time::Duration;
 
-use anyhow::Context;
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use anyhow::bail;
 use undercroft::{
-    Archive, Cause, Error, LaunchOptions, Machine, MachineOptions, NewDisk, Pipes, Program, Root, Signals,
-    disk, import::Progress, terminal,
+    Cause, Error, KnownFile, LaunchOptions, Machine, MachineOptions, Pipes, Program, Signals, Store, disk,
+    store::{Held, StoreError},
+    terminal,
 };
 use undercroft_harness::lab;
 
-use super::{distribution::Distribution, prepare::Plan};
+use super::{bar::Bar, distribution::Distribution, prepare::Plan};
 
 /// How long distributions get to stop.
 const GRACE: Duration = Duration::from_secs(5);
@@ -33,6 +33,15 @@ pub(crate) fn boot(plan: &Plan) -> anyhow::Result<u8> {
 
 fn with_machine(plan: &Plan, signals: &Signals) -> anyhow::Result<u8> {
     // What a person asked for and cannot be had is said before a machine is made.
+    let store = Store::open(&plan.store)?;
+    for cleared in store.cleared() {
+        eprintln!("note: {cleared}");
+    }
+    let chosen = &plan.distributions[plan.chosen];
+    let held = match store.distribution(&chosen.stored)? {
+        Some(_) => Some(hold(&store, chosen)?),
+        None => None,
+    };
     let options = MachineOptions {
         vmm: plan.vmm.clone(),
         config: plan.config.clone(),
@@ -41,7 +50,7 @@ fn with_machine(plan: &Plan, signals: &Signals) -> anyhow::Result<u8> {
         patience: plan.patience,
     };
     let machine = Machine::start_with(options, |stopper| signals.to_machine(stopper))?;
-    let outcome = in_machine(plan, &machine, signals);
+    let outcome = in_machine(plan, &store, held, &machine, signals);
     for warning in machine.warnings() {
         eprintln!("warning: {warning}");
     }
@@ -71,26 +80,28 @@ fn with_machine(plan: &Plan, signals: &Signals) -> anyhow::Result<u8> {
     outcome
 }
 
-fn in_machine(plan: &Plan, machine: &Machine, signals: &Signals) -> anyhow::Result<u8> {
-    let mut chosen = None;
-    for (index, distribution) in plan.distributions.iter().enumerate() {
-        if !distribution.disk.exists() {
-            let (address, _) = import(machine, distribution)?;
-            if index == plan.chosen {
-                chosen = Some(address);
-            } else {
-                machine.detach_disk(address)?;
-            }
-        } else if index == plan.chosen {
-            let file = disk::open(&distribution.disk, false)?;
-            chosen = Some(machine.attach_disk(&file, false)?);
+fn in_machine(
+    plan: &Plan,
+    store: &Store,
+    held: Option<Held>,
+    machine: &Machine,
+    signals: &Signals,
+) -> anyhow::Result<u8> {
+    for distribution in &plan.distributions {
+        if store.distribution(&distribution.stored)?.is_none() {
+            make(plan, store, machine, distribution)?;
         }
     }
-    let name = &plan.distributions[plan.chosen].name;
-    let address = chosen.context("the plan chooses no distribution")?;
+    let chosen = &plan.distributions[plan.chosen];
+    let held = match held {
+        Some(held) => held,
+        None => hold(store, chosen)?,
+    };
+    // Its disk is this process's own until the machine has ended.
+    let attached = machine.attach(held)?;
     let distribution = machine.launch(&LaunchOptions {
-        hostname: hostname(name),
-        ..LaunchOptions::new(name, Root::Flat { disk: address })
+        hostname: hostname(&chosen.name),
+        ..LaunchOptions::new(&chosen.name, attached.root().clone())
     })?;
     let program = program(plan);
     let session = if terminal::is_interactive() {
@@ -143,57 +154,46 @@ fn shell_status(status: i32) -> u8 {
     u8::try_from(status).unwrap_or(u8::MAX)
 }
 
-fn import(machine: &Machine, distribution: &Distribution) -> anyhow::Result<(undercroft::DiskAddress, File)> {
-    let archive = Archive::open(&distribution.archive)?;
-    let new = NewDisk::create(&distribution.disk, disk::DEFAULT_SIZE)?;
-    let imported = machine.attach_disk(new.file(), false).and_then(|address| {
-        let bar = Bar::new(&distribution.name, &distribution.archive);
-        let imported = machine.import(address.clone(), archive, |progress| bar.show(progress));
-        bar.end();
-        imported.map(|imported| (address, imported))
-    });
-    let (address, imported) = imported.map_err(|error| new.explain(error))?;
-    for warning in &imported.warnings {
-        eprintln!("warning: {}: {warning}", distribution.name);
+/// Takes a distribution of the store for this boot alone.
+fn hold(store: &Store, distribution: &Distribution) -> anyhow::Result<Held> {
+    match store.hold(&distribution.stored) {
+        Err(Error::Store(StoreError::InUse(_))) => bail!(
+            "{} is in use by another `cargo xtask boot`: end that one, or give the archive another name (--distro NAME={})",
+            distribution.name,
+            distribution.archive.display()
+        ),
+        other => Ok(other?),
     }
-    let file = new.keep()?;
-    eprintln!(
-        "imported {}: {} entries, {} MiB",
-        distribution.name,
-        imported.entries,
-        imported.bytes.div_ceil(1 << 20)
-    );
-    Ok((address, file))
 }
 
-/// Progress on a terminal; otherwise one line, and again every quarter of a minute: nothing is silent for long.
-struct Bar(Option<ProgressBar>);
-
-impl Bar {
-    fn new(name: &str, archive: &Path) -> Self {
-        if !std::io::stderr().is_terminal() {
-            eprintln!("importing {name} from {}", archive.display());
-            return Self(None);
-        }
-        let style = ProgressStyle::with_template("importing {msg} {bar:30} {bytes}/{total_bytes}  {eta}");
-        let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
-        bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
-        bar.set_message(name.to_owned());
-        Self(Some(bar))
+/// Makes a distribution in the store; what has to be unpacked for it is unpacked in the machine.
+fn make(plan: &Plan, store: &Store, machine: &Machine, distribution: &Distribution) -> anyhow::Result<()> {
+    let Distribution { name, stored, archive, digest } = distribution;
+    let file = KnownFile::told(archive, *digest)?;
+    let mut bar = Bar::new("importing", name, archive);
+    let mut unpacker = machine.unpacker(|progress| bar.show(progress.read, progress.total));
+    let made = if plan.flat {
+        let made = store.create_flat(stored, &file, disk::DEFAULT_SIZE, &mut unpacker);
+        made.map(|(_, imported)| Some(imported))
+    } else {
+        store.import_base(&file, &mut unpacker).and_then(|(base, imported)| {
+            store.create(stored, &base, disk::DEFAULT_SIZE)?;
+            Ok(imported)
+        })
+    };
+    drop(unpacker);
+    bar.end();
+    let imported = match made {
+        // Another boot was quicker.
+        Err(Error::Store(StoreError::Taken(_))) => None,
+        other => other?,
+    };
+    let Some(imported) = imported else { return Ok(()) };
+    for warning in &imported.warnings {
+        eprintln!("warning: {name}: {warning}");
     }
-
-    fn show(&self, progress: Progress) {
-        if let Some(bar) = &self.0 {
-            bar.set_length(progress.total);
-            bar.set_position(progress.read);
-        }
-    }
-
-    fn end(&self) {
-        if let Some(bar) = &self.0 {
-            bar.finish_and_clear();
-        }
-    }
+    eprintln!("imported {name}: {} entries, {} MiB", imported.entries, imported.bytes.div_ceil(1 << 20));
+    Ok(())
 }
 
 #[cfg(test)]

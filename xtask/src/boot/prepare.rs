@@ -17,7 +17,7 @@ use undercroft_vmm::MachineConfig;
 
 use super::{
     Arguments, debian,
-    distribution::{self, Distribution, Lock, Named},
+    distribution::{self, Distribution, Named},
     programs,
 };
 use crate::packages::{self, Group};
@@ -31,7 +31,11 @@ pub(crate) struct Plan {
     pub(crate) vmm: PathBuf,
     pub(crate) config: MachineConfig,
     pub(crate) modules_disk: Option<PathBuf>,
+    /// Where distributions are kept.
+    pub(crate) store: PathBuf,
     pub(crate) distributions: Vec<Distribution>,
+    /// Whether those that are not there yet get everything on their own disk.
+    pub(crate) flat: bool,
     /// Which of them the command runs in.
     pub(crate) chosen: usize,
     /// Program and arguments; empty for a login shell.
@@ -43,11 +47,10 @@ pub(crate) struct Plan {
     pub(crate) patience: u32,
 }
 
-/// A plan, and the locks on its disks.
+/// A plan, and the file that it was written to.
 pub(crate) struct Prepared {
     pub(crate) plan: Plan,
     written: Option<PathBuf>,
-    _locks: Vec<Lock>,
 }
 
 impl Prepared {
@@ -101,13 +104,10 @@ pub(crate) fn prepare(arguments: Arguments, in_lab: bool) -> anyhow::Result<Prep
     if unnamed {
         named.push(Named { name: "debian".into(), archive: debian::archive(&cache)? });
     }
-    let mut distributions = Vec::new();
-    let mut locks = Vec::new();
-    for one in &named {
-        let (distribution, lock) = distribution::prepare(one, &cache)?;
-        distributions.push(distribution);
-        locks.push(lock);
-    }
+    let store = cache.join("store");
+    let prepared = named.iter().map(|one| distribution::prepare(one, arguments.flat, &store));
+    let distributions = prepared.collect::<anyhow::Result<Vec<_>>>()?;
+    tell_of_old_disks(&cache);
     let vmm = programs::vmm()?;
     let guest = guest::build()?;
     fs::create_dir_all(cache.join("initramfs"))?;
@@ -122,7 +122,9 @@ pub(crate) fn prepare(arguments: Arguments, in_lab: bool) -> anyhow::Result<Prep
         vmm,
         config,
         modules_disk: kernel.modules_disk,
+        store,
         distributions,
+        flat: arguments.flat,
         chosen,
         command: command.into_iter().map(OsString::into_vec).collect(),
         user: arguments.user,
@@ -130,7 +132,20 @@ pub(crate) fn prepare(arguments: Arguments, in_lab: bool) -> anyhow::Result<Prep
         console_log: console_log(&cache)?,
         patience: if in_lab || undercroft_harness::lab::inside() { 20 } else { 1 },
     };
-    Ok(Prepared { plan, written: None, _locks: locks })
+    Ok(Prepared { plan, written: None })
+}
+
+/// Earlier versions kept one disk for each name and archive, which nothing uses any more; what is in them is the person's.
+fn tell_of_old_disks(cache: &Path) {
+    let directory = cache.join("distros");
+    let files = fs::read_dir(&directory).into_iter().flatten().flatten();
+    let old = files.filter(|file| file.path().extension().is_some_and(|kind| kind == "ext4")).count();
+    if old > 0 {
+        eprintln!(
+            "note: {} has {old} disks (*.ext4) of an earlier version, which are not used any more",
+            directory.display()
+        );
+    }
 }
 
 /// Takes a leading `-d NAME` off the command.

@@ -1,0 +1,220 @@
+//! Distributions of a store: a folder each.
+
+use std::{
+    fs::{self, File},
+    path::PathBuf,
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use undercroft_protocol::command::Imported;
+
+use super::{
+    Base, DISK, DISTRIBUTIONS, Guard, RECORD, Store, StoreError, Unpack, check_name, is_absent, lock,
+    name::folder,
+    names, partial,
+    partial::Partial,
+    record::{Content, Record, VERSION, open_regular},
+    sync_folder,
+};
+use crate::{
+    digest::{Digest, KnownFile},
+    disk::{self, Journal},
+    error::{Error, Result},
+    import::Archive,
+};
+
+/// Every distribution of a store.
+#[derive(Debug, Default)]
+pub struct Listed {
+    /// By name.
+    pub distributions: Vec<Record>,
+    /// Folders whose record cannot be read, and why.
+    pub damaged: Vec<Error>,
+}
+
+/// A distribution that nobody else uses while there is a value of this.
+#[derive(Debug)]
+pub struct Held {
+    /// What is known of it.
+    pub record: Record,
+    /// Its own disk, opened for writing.
+    pub disk: File,
+    /// Its base, unless it is flat.
+    pub base: Option<Base>,
+}
+
+impl Held {
+    /// The size of its own disk, in bytes.
+    pub fn size(&self) -> Result<u64> {
+        let about = self.disk.metadata();
+        Ok(about.map_err(|source| Error::System { what: "look at a disk", source })?.len())
+    }
+}
+
+impl Store {
+    /// Makes a distribution from a base, with a disk of this size (in bytes). Nothing is copied.
+    pub fn create(&self, name: &str, base: &Base, size: u64) -> Result<Record> {
+        let guard = self.lock()?;
+        let new = self.begin(&guard, name, size)?;
+        self.finish(&guard, new, Content::Layered(base.digest()))
+    }
+
+    /// Makes a distribution with everything on its own disk (of this size in bytes), and tells what was unpacked there.
+    pub fn create_flat(
+        &self,
+        name: &str,
+        file: &KnownFile,
+        size: u64,
+        by: &mut dyn Unpack,
+    ) -> Result<(Record, Imported)> {
+        let new = self.begin(&self.lock()?, name, size)?;
+        let archive = Archive::open(file.path())?;
+        let unpacked = by.unpack(&new.disk, archive);
+        let imported = unpacked.map_err(|error| disk::explain(&new.partial.path, error))?;
+        file.check()?;
+        Ok((self.finish(&self.lock()?, new, Content::Flat)?, imported))
+    }
+
+    fn begin(&self, guard: &Guard, name: &str, size: u64) -> Result<New> {
+        check_name(name)?;
+        let folder = folder(name);
+        let path = self.partial(&format!("new-{folder}"));
+        if self.folder(&folder).exists() || partial::is_used(&path)? {
+            return Err(StoreError::Taken(name.into()).into());
+        }
+        let partial = Partial::new(guard, path)?;
+        fs::create_dir(&partial.path).map_err(|source| Error::File {
+            what: "create",
+            path: partial.path.clone(),
+            source,
+        })?;
+        let path = partial.path.join(DISK);
+        let disk = disk::create_file(&path)?;
+        lock::exclusive(&disk, &path)?;
+        disk::format(&disk, &path, size, Journal::Yes)?;
+        Ok(New { name: name.into(), partial, disk })
+    }
+
+    /// Gives a distribution its place.
+    fn finish(&self, _: &Guard, new: New, content: Content) -> Result<Record> {
+        let created = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+        let record = Record { version: VERSION, name: new.name, content, created };
+        let partial = &new.partial.path;
+        new.disk.sync_all().map_err(|source| Error::File {
+            what: "sync",
+            path: partial.join(DISK),
+            source,
+        })?;
+        record.write(&partial.join(RECORD))?;
+        sync_folder(partial)?;
+        let place = self.folder(&folder(&record.name));
+        // The lock on what is made has kept everybody else from this name.
+        new.partial.move_to(&place)?;
+        Ok(record)
+    }
+
+    /// What is known of a distribution.
+    pub fn distribution(&self, name: &str) -> Result<Option<Record>> {
+        check_name(name)?;
+        self.read(&self.lock()?, &folder(name))
+    }
+
+    /// Every distribution.
+    pub fn list(&self) -> Result<Listed> {
+        self.list_locked(&self.lock()?)
+    }
+
+    /// The names of the distributions that are made from a base.
+    pub fn users(&self, base: &Digest) -> Result<Vec<String>> {
+        let mut all = self.list()?.distributions;
+        all.retain(|one| one.content == Content::Layered(*base));
+        Ok(all.into_iter().map(|one| one.name).collect())
+    }
+
+    /// Takes a distribution for this process alone.
+    pub fn hold(&self, name: &str) -> Result<Held> {
+        check_name(name)?;
+        let guard = self.lock()?;
+        let folder = folder(name);
+        let record = self.read(&guard, &folder)?.ok_or_else(|| StoreError::Unknown(name.into()))?;
+        let path = self.folder(&folder).join(DISK);
+        let disk = open_regular(&path, true)?;
+        if !lock::try_exclusive(&disk, &path)? {
+            return Err(StoreError::InUse(record.name).into());
+        }
+        let base = match record.content {
+            Content::Flat => None,
+            Content::Layered(digest) => {
+                let missing = || StoreError::NoBase {
+                    name: record.name.clone(),
+                    base: digest,
+                    path: self.base_path(&digest),
+                };
+                Some(self.open_base(&guard, &digest)?.ok_or_else(missing)?)
+            }
+        };
+        Ok(Held { record, disk, base })
+    }
+
+    /// Removes a distribution that nobody uses, and its base if it was the last one made from it: tells which bases went.
+    /// One whose record is damaged can be removed, too.
+    pub fn remove(&self, name: &str) -> Result<Vec<Digest>> {
+        check_name(name)?;
+        let guard = self.lock()?;
+        let folder = folder(name);
+        let place = self.folder(&folder);
+        let disk = place.join(DISK);
+        if !place.exists() {
+            return Err(StoreError::Unknown(name.into()).into());
+        }
+        // Held until it is gone.
+        let lock = match open_regular(&disk, false) {
+            Ok(file) if !lock::try_exclusive(&file, &disk)? => {
+                return Err(StoreError::InUse(name.into()).into());
+            }
+            Ok(file) => Some(file),
+            Err(error) if is_absent(&error) || matches!(error, Error::Store(_)) => None,
+            Err(error) => return Err(error),
+        };
+        let gone = self.partial(&format!("gone-{folder}"));
+        partial::remove(&gone)?;
+        // From here on it is removed, whatever happens.
+        partial::rename(&place, &gone)?;
+        let bases = self.remove_unused_bases(&guard)?;
+        partial::remove(&gone)?;
+        drop(lock);
+        Ok(bases)
+    }
+
+    pub(super) fn list_locked(&self, guard: &Guard) -> Result<Listed> {
+        let mut listed = Listed::default();
+        for folder in names(&self.directory.join(DISTRIBUTIONS))? {
+            match self.read(guard, &folder) {
+                Ok(record) => listed.distributions.extend(record),
+                Err(error) => listed.damaged.push(error),
+            }
+        }
+        Ok(listed)
+    }
+
+    /// The record of a folder, if there is such a folder.
+    fn read(&self, _: &Guard, folder: &str) -> Result<Option<Record>> {
+        let place = self.folder(folder);
+        match Record::read(&place.join(RECORD), folder) {
+            Ok(record) => Ok(Some(record)),
+            Err(error) if is_absent(&error) && !place.exists() => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn folder(&self, folder: &str) -> PathBuf {
+        self.directory.join(DISTRIBUTIONS).join(folder)
+    }
+}
+
+/// A distribution that is being made; the lock on its disk tells others so.
+struct New {
+    name: String,
+    partial: Partial,
+    disk: File,
+}
