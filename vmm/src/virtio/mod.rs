@@ -11,6 +11,7 @@
 pub mod balloon;
 pub mod block;
 pub mod buffers;
+mod complaints;
 pub mod console;
 pub mod device;
 pub mod disk;

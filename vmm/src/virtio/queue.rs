@@ -10,6 +10,7 @@ use vm_memory::{Bytes, GuestAddress, GuestMemory, GuestMemoryMmap, Permissions};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::buffers::{Buffers, Segment};
+use super::complaints::complain;
 use super::device::{ActivateError, Activation, Interrupt};
 
 /// The most segments in one chain. A chain may not be longer than its queue (virtio 1.2, section 2.7.5.3.1), but Linux
@@ -155,7 +156,7 @@ impl VirtQueue {
     pub fn violate(&mut self, violation: &dyn std::error::Error) {
         if !self.broken {
             self.broken = true;
-            eprintln!("undercroft-vmm: a virtio device stops until it is reset: {violation}");
+            complain(format_args!("a virtio device stops until it is reset: {violation}"));
             self.interrupt.needs_reset();
         }
     }
