@@ -16,6 +16,8 @@ pub mod console;
 pub mod device;
 pub mod disk;
 pub mod event_loop;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod hostile;
 pub mod mmio;
 pub mod queue;
 pub mod rng;

@@ -19,7 +19,7 @@ use crate::virtio::event_loop::{Handler, Registration};
 use crate::virtio::queue::{Chain, VirtQueue};
 
 /// The most connections, in whatever state. (Tests reach it with fewer file descriptors.)
-pub(super) const MAX_CONNECTIONS: usize = if cfg!(test) { 40 } else { 4096 };
+pub(super) const MAX_CONNECTIONS: usize = if cfg!(any(test, feature = "fuzzing")) { 40 } else { 4096 };
 /// The most bytes that wait for sockets, all connections together.
 const MAX_BUFFERED: usize = 128 << 20;
 /// From how many unsent resets on nothing more is taken from the guest. (Each connection can add one of its own.)
@@ -81,7 +81,7 @@ impl Handler for Multiplexer {
         }
         self.transmit.signal();
         self.receive.signal();
-        #[cfg(test)]
+        #[cfg(any(test, feature = "fuzzing"))]
         self.audit();
     }
 }
@@ -114,7 +114,7 @@ impl Multiplexer {
     }
 
     /// What is held for the guest has bounds, whatever it does.
-    #[cfg(test)]
+    #[cfg(any(test, feature = "fuzzing"))]
     fn audit(&self) {
         let count = self.connections.len();
         assert!(count <= MAX_CONNECTIONS, "{count} connections");
