@@ -79,6 +79,9 @@ pub struct Interrupt {
     generation: AtomicU32,
     needs_reset: AtomicBool,
     event: EventFd,
+    /// What hostile programs have handed over, where one is at work.
+    #[cfg(any(test, feature = "fuzzing"))]
+    pub(super) ledger: std::sync::Mutex<Option<super::hostile::ledger::Ledger>>,
 }
 
 impl Interrupt {
@@ -92,6 +95,8 @@ impl Interrupt {
             generation: AtomicU32::new(0),
             needs_reset: AtomicBool::new(false),
             event: EventFd::new(EFD_NONBLOCK)?,
+            #[cfg(any(test, feature = "fuzzing"))]
+            ledger: std::sync::Mutex::default(),
         }))
     }
 

@@ -15,6 +15,7 @@ use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use vm_memory::GuestMemoryMmap;
 
 use super::buffers::Buffers;
+use super::complaints::complain;
 use super::guest_io;
 use crate::config::DiskConfig;
 
@@ -108,7 +109,7 @@ impl RequestError {
     /// Says on the VMM's standard error what is the host's trouble and not the guest's.
     pub(super) fn report(&self) {
         if let Self::Io(_) | Self::NoSpace = self {
-            eprintln!("undercroft-vmm: a request to a disk failed: {self}");
+            complain(format_args!("a request to a disk failed: {self}"));
         }
     }
 }

@@ -96,6 +96,12 @@ impl EventLoop {
         Ok(count)
     }
 
+    /// Deals with what is ready now, for hostile programs; returns how much that was.
+    #[cfg(any(test, feature = "fuzzing"))]
+    pub(super) fn turn_now(&self) -> io::Result<usize> {
+        self.turn(0, &mut [EpollEvent::default(); BATCH])
+    }
+
     /// Runs the loop until nothing is ready, for tests that have no thread.
     #[cfg(test)]
     pub(crate) fn settle(&self) {

@@ -11,10 +11,13 @@
 pub mod balloon;
 pub mod block;
 pub mod buffers;
+mod complaints;
 pub mod console;
 pub mod device;
 pub mod disk;
 pub mod event_loop;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod hostile;
 pub mod mmio;
 pub mod queue;
 pub mod rng;

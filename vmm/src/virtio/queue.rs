@@ -10,7 +10,10 @@ use vm_memory::{Bytes, GuestAddress, GuestMemory, GuestMemoryMmap, Permissions};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::buffers::{Buffers, Segment};
+use super::complaints::complain;
 use super::device::{ActivateError, Activation, Interrupt};
+#[cfg(any(test, feature = "fuzzing"))]
+use super::hostile::ledger;
 
 /// The most segments in one chain. A chain may not be longer than its queue (virtio 1.2, section 2.7.5.3.1), but Linux
 /// puts longer ones into indirect tables; no device here invites more than a quarter of this.
@@ -71,6 +74,8 @@ pub struct VirtQueue {
     broken: bool,
     /// Chains were given back since the driver was last considered for an interrupt.
     unsignalled: bool,
+    #[cfg(any(test, feature = "fuzzing"))]
+    index: usize,
 }
 
 impl VirtQueue {
@@ -95,6 +100,8 @@ impl VirtQueue {
         let doorbell = doorbell
             .try_clone()
             .map_err(|source| ActivateError::Io { what: "duplicate a queue's doorbell", source })?;
+        #[cfg(any(test, feature = "fuzzing"))]
+        ledger::note_rings(&activation.interrupt, &queue);
         Ok(Some(Self {
             queue,
             doorbell,
@@ -102,6 +109,8 @@ impl VirtQueue {
             interrupt: activation.interrupt.clone(),
             broken: false,
             unsignalled: false,
+            #[cfg(any(test, feature = "fuzzing"))]
+            index,
         }))
     }
 
@@ -138,7 +147,11 @@ impl VirtQueue {
             return None;
         }
         match self.try_pop() {
-            Ok(chain) => chain,
+            Ok(chain) => {
+                #[cfg(any(test, feature = "fuzzing"))]
+                ledger::note_chain(&self.interrupt, &self.memory, self.index, chain.as_ref());
+                chain
+            }
             Err(violation) => {
                 self.violate(&violation);
                 None
@@ -155,7 +168,7 @@ impl VirtQueue {
     pub fn violate(&mut self, violation: &dyn std::error::Error) {
         if !self.broken {
             self.broken = true;
-            eprintln!("undercroft-vmm: a virtio device stops until it is reset: {violation}");
+            complain(format_args!("a virtio device stops until it is reset: {violation}"));
             self.interrupt.needs_reset();
         }
     }

@@ -14,6 +14,7 @@ use virtio_queue::{Queue, QueueT};
 use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
+use super::complaints::complain;
 use super::device::{Activation, Interrupt, VirtioDevice};
 use super::{lock, mmio};
 use crate::bus;
@@ -379,7 +380,7 @@ impl Registers {
     }
 
     fn report(&self, what: &str) {
-        eprintln!("undercroft-vmm: the virtio device of type {} {what}", self.device.device_type());
+        complain(format_args!("the virtio device of type {} {what}", self.device.device_type()));
     }
 }
 

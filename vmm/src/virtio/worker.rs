@@ -9,8 +9,13 @@ use std::thread::JoinHandle;
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
+#[cfg(any(test, feature = "fuzzing"))]
+use super::hostile::turns;
 use super::queue::VirtQueue;
 use crate::confine::{self, ThreadKind};
+
+/// What is done whenever a doorbell has rung, with all queues and a function that says whether the worker is stopped.
+type Work = Box<dyn FnMut(&mut [VirtQueue], &dyn Fn() -> bool) + Send>;
 
 /// A running worker. Stopping it, or dropping it, waits until the request that it is at has ended: nothing of it
 /// touches guest memory afterwards.
@@ -18,6 +23,9 @@ pub(super) struct Worker {
     stop: EventFd,
     is_stopped: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
+    /// Without a thread: a hostile program works it off between its own steps, so that each step can be judged.
+    #[cfg(any(test, feature = "fuzzing"))]
+    _turns: Option<turns::Hold>,
 }
 
 impl fmt::Debug for Worker {
@@ -37,43 +45,33 @@ impl Worker {
     /// There is no thread or file descriptor to be had.
     pub(super) fn start(
         name: &str,
-        mut queues: Vec<VirtQueue>,
-        mut work: impl FnMut(&mut [VirtQueue], &dyn Fn() -> bool) + Send + 'static,
+        queues: Vec<VirtQueue>,
+        work: impl FnMut(&mut [VirtQueue], &dyn Fn() -> bool) + Send + 'static,
     ) -> io::Result<Self> {
         let stop = EventFd::new(EFD_NONBLOCK)?;
-        let epoll = Epoll::new()?;
-        let watch = |event: &EventFd, token| {
-            let fd = std::os::fd::AsRawFd::as_raw_fd(event);
-            epoll.ctl(ControlOperation::Add, fd, EpollEvent::new(EventSet::IN, token))
-        };
-        watch(&stop, STOP)?;
-        for (index, queue) in queues.iter().enumerate() {
-            watch(queue.doorbell(), index as u64)?;
+        let is_stopped = Arc::new(AtomicBool::new(false));
+        let mut rounds = Rounds::new(&stop, queues, Box::new(work), is_stopped.clone())?;
+        #[cfg(any(test, feature = "fuzzing"))]
+        if turns::are_wanted() {
+            let hold = turns::keep(rounds);
+            return Ok(Self { stop, is_stopped, thread: None, _turns: Some(hold) });
         }
-        let flag = Arc::new(AtomicBool::new(false));
-        let stopped = flag.clone();
         let thread = confine::spawn(ThreadKind::Disk, name, move || {
-            let is_stopped = || stopped.load(Ordering::Acquire);
-            work(&mut queues, &is_stopped);
-            let mut events = [EpollEvent::default(); 8];
-            while !is_stopped() {
-                let count = match epoll.wait(-1, &mut events) {
-                    Ok(count) => count,
-                    Err(error) if error.kind() == io::ErrorKind::Interrupted => 0,
-                    Err(error) => {
-                        eprintln!("undercroft-vmm: a disk's thread cannot wait for requests: {error}");
-                        return;
-                    }
-                };
-                for event in &events[..count] {
-                    if let Some(queue) = usize::try_from(event.data()).ok().and_then(|i| queues.get(i)) {
-                        queue.heard();
-                    }
+            rounds.work();
+            while !rounds.is_stopped() {
+                if let Err(error) = rounds.round(-1) {
+                    eprintln!("undercroft-vmm: a disk's thread cannot wait for requests: {error}");
+                    return;
                 }
-                work(&mut queues, &is_stopped);
             }
         })?;
-        Ok(Self { stop, is_stopped: flag, thread: Some(thread) })
+        Ok(Self {
+            stop,
+            is_stopped,
+            thread: Some(thread),
+            #[cfg(any(test, feature = "fuzzing"))]
+            _turns: None,
+        })
     }
 }
 
@@ -85,5 +83,61 @@ impl Drop for Worker {
             // A panic there was printed by the thread itself.
             let _ = thread.join();
         }
+    }
+}
+
+/// What a worker's thread goes round in.
+pub(super) struct Rounds {
+    epoll: Epoll,
+    queues: Vec<VirtQueue>,
+    work: Work,
+    is_stopped: Arc<AtomicBool>,
+}
+
+impl Rounds {
+    fn new(
+        stop: &EventFd,
+        queues: Vec<VirtQueue>,
+        work: Work,
+        is_stopped: Arc<AtomicBool>,
+    ) -> io::Result<Self> {
+        let epoll = Epoll::new()?;
+        let watch = |event: &EventFd, token| {
+            let fd = std::os::fd::AsRawFd::as_raw_fd(event);
+            epoll.ctl(ControlOperation::Add, fd, EpollEvent::new(EventSet::IN, token))
+        };
+        watch(stop, STOP)?;
+        for (index, queue) in queues.iter().enumerate() {
+            watch(queue.doorbell(), index as u64)?;
+        }
+        Ok(Self { epoll, queues, work, is_stopped })
+    }
+
+    fn is_stopped(&self) -> bool {
+        self.is_stopped.load(Ordering::Acquire)
+    }
+
+    /// Works off what is there.
+    pub(super) fn work(&mut self) {
+        let Self { queues, work, is_stopped, .. } = self;
+        work(queues, &|| is_stopped.load(Ordering::Acquire));
+    }
+
+    /// Waits at most `milliseconds` (-1: for ever) for a doorbell and works off what is there; returns how many rang.
+    pub(super) fn round(&mut self, milliseconds: i32) -> io::Result<usize> {
+        let mut events = [EpollEvent::default(); 8];
+        let count = match self.epoll.wait(milliseconds, &mut events) {
+            Ok(0) => return Ok(0),
+            Ok(count) => count,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => 0,
+            Err(error) => return Err(error),
+        };
+        for event in &events[..count] {
+            if let Some(queue) = usize::try_from(event.data()).ok().and_then(|i| self.queues.get(i)) {
+                queue.heard();
+            }
+        }
+        self.work();
+        Ok(count)
     }
 }

@@ -121,9 +121,9 @@ impl Connection {
         }
     }
 
-    /// Bytes that wait for the socket.
+    /// Bytes of memory that are held for the socket, filled or not.
     pub(super) fn buffered(&self) -> usize {
-        self.pending.len()
+        self.pending.capacity()
     }
 
     /// How many more bytes the guest can take. Absurd claims of it are no credit at all.
@@ -253,6 +253,11 @@ impl Connection {
         // At most a window: bounded by the line above, whatever the guest says.
         let mut rest = vec![0; data.len() as usize];
         data.read(memory, &mut rest);
+        let needed = start + rest.len();
+        if needed > self.pending.capacity() {
+            // In powers of two like a vector by itself, but never more than the window.
+            self.pending.reserve_exact(needed.next_power_of_two() - start);
+        }
         self.pending.extend(rest);
         Fate::Live
     }
@@ -360,5 +365,42 @@ impl Connection {
         if self.stage == Stage::Established && self.forwarded.wrapping_sub(self.told) >= UPDATE_AFTER {
             self.due.credit_update = true;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::virtio::buffers::Segment;
+    use std::io::Read;
+    use vm_memory::GuestAddress;
+
+    #[test]
+    fn what_is_held_counts_and_not_what_is_left_in_it() {
+        let length = WINDOW as usize;
+        let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), length)]).unwrap();
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        ours.set_nonblocking(true).unwrap();
+        theirs.set_nonblocking(true).unwrap();
+        let mut connection = Connection::new(ours, Stage::Established, 1024, 5000);
+        let mut piece = Buffers::new();
+        piece.push(Segment { address: GuestAddress(0), length: 1000 });
+        // First the socket fills, then the window.
+        while connection.push(&memory, piece.clone()) == Fate::Live {
+            assert!(connection.buffered() <= length, "never more than a window");
+        }
+        let full = connection.pending.len();
+        assert!(full > length - 1000);
+        while connection.pending.len() > 10_000 {
+            let _ = theirs.read(&mut [0; 4096]);
+            assert_eq!(connection.ready(EventSet::OUT), Fate::Live);
+        }
+        assert_eq!(connection.buffered(), length, "it is held until nothing is left");
+        let _ = theirs.read_to_end(&mut Vec::new());
+        while !connection.pending.is_empty() {
+            assert_eq!(connection.ready(EventSet::OUT), Fate::Live);
+            let _ = theirs.read_to_end(&mut Vec::new());
+        }
+        assert_eq!(connection.buffered(), 0);
     }
 }

@@ -19,7 +19,7 @@ use crate::virtio::event_loop::{Handler, Registration};
 use crate::virtio::queue::{Chain, VirtQueue};
 
 /// The most connections, in whatever state. (Tests reach it with fewer file descriptors.)
-pub(super) const MAX_CONNECTIONS: usize = if cfg!(test) { 40 } else { 4096 };
+pub(super) const MAX_CONNECTIONS: usize = if cfg!(any(test, feature = "fuzzing")) { 40 } else { 4096 };
 /// The most bytes that wait for sockets, all connections together.
 const MAX_BUFFERED: usize = 128 << 20;
 /// From how many unsent resets on nothing more is taken from the guest. (Each connection can add one of its own.)
@@ -81,6 +81,8 @@ impl Handler for Multiplexer {
         }
         self.transmit.signal();
         self.receive.signal();
+        #[cfg(any(test, feature = "fuzzing"))]
+        self.audit();
     }
 }
 
@@ -109,6 +111,20 @@ impl Multiplexer {
             next_port: FIRST_HOST_PORT,
             is_accept_due: false,
         }
+    }
+
+    /// What is held for the guest has bounds, whatever it does.
+    #[cfg(any(test, feature = "fuzzing"))]
+    fn audit(&self) {
+        let count = self.connections.len();
+        assert!(count <= MAX_CONNECTIONS, "{count} connections");
+        assert!(self.by_ports.len() <= count, "{} ports of {count} connections", self.by_ports.len());
+        assert!(self.line.len() <= count, "a line of {} for {count} connections", self.line.len());
+        let resets = self.resets.len();
+        assert!(resets <= MAX_RESETS + MAX_CONNECTIONS, "{resets} resets wait");
+        let buffered: usize = self.connections.values().map(Connection::buffered).sum();
+        assert_eq!(self.buffered, buffered, "the account of what waits for sockets");
+        assert!(self.buffered <= MAX_BUFFERED);
     }
 
     // From the guest.
@@ -439,6 +455,10 @@ impl Multiplexer {
     fn remove(&mut self, token: u32) {
         let Some(connection) = self.connections.remove(&token) else { return };
         self.registration.forget(&connection.stream);
+        if connection.queued {
+            // The line only moves when the guest gives buffers, which it need not.
+            self.line.retain(|&other| other != token);
+        }
         self.buffered -= connection.buffered();
         let ports = (connection.guest_port, connection.host_port);
         if self.by_ports.get(&ports) == Some(&token) {

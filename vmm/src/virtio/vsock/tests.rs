@@ -123,6 +123,20 @@ fn is_at_end(stream: &mut UnixStream) -> bool {
     matches!(stream.read(&mut [0]), Ok(0))
 }
 
+/// The multiplexer counts what it holds after every event in tests, and panics at more than there should be.
+#[test]
+fn a_guest_that_takes_no_answers_makes_nothing_grow() {
+    let mut guest = Guest::new();
+    let listener = guest.listen(5000);
+    for _ in 0..100 {
+        guest.send(header(packet::OP_REQUEST), &[]);
+        guest.send(header(packet::OP_RST), &[]);
+        assert!(is_at_end(&mut listener.accept().unwrap().0));
+    }
+    guest.post(1);
+    assert!(guest.ops().is_empty(), "nothing is left to say of connections that have ended");
+}
+
 #[test]
 fn the_guest_connects_to_the_host() {
     let mut guest = Guest::new();
