@@ -67,9 +67,14 @@ pub(crate) struct Server {
 
 /// Blocks the signals that the loop takes by descriptor, in every child too until it unblocks them.
 pub(crate) fn signals() -> io::Result<SignalFd> {
+    Ok(SignalFd::with_flags(&block_signals()?, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)?)
+}
+
+/// Blocks them again, after what was to be executed could not be.
+pub(crate) fn block_signals() -> io::Result<SigSet> {
     let set = SigSet::from_iter([Signal::SIGCHLD, Signal::SIGTERM]);
     set.thread_block()?;
-    Ok(SignalFd::with_flags(&set, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)?)
+    Ok(set)
 }
 
 impl Server {
@@ -150,6 +155,7 @@ impl Server {
         self.end_at = Some(Instant::now() + grace * 2 / 3);
         if self.about.systemd {
             for (&session, it) in &mut self.sessions {
+                let _ = it.relay.send(&InitRequest::Signal { session, signal: Signal::SIGTERM as i32 });
                 let _ = it.relay.send(&InitRequest::Abandon { session });
             }
             return;

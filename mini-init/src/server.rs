@@ -132,8 +132,7 @@ impl Server {
         let Some((&id, distribution)) = self.distributions.iter_mut().find(|(_, d)| d.pid == pid) else {
             return;
         };
-        distribution.status = Some(status);
-        distribution.kill_at = None;
+        distribution.ended(status);
         // Its last words are still in the pipe if it died before it could be executed.
         self.take_words();
         let Some(distribution) = self.distributions.get(&id) else { return };

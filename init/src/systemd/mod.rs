@@ -38,7 +38,7 @@ use nix::{
 };
 use undercroft_guest::process::{exit_child, fork};
 
-use crate::{process, program::PATH};
+use crate::{process, program::PATH, server};
 pub(crate) use ready::Readiness;
 pub(crate) use units::hold_session;
 
@@ -124,7 +124,8 @@ fn become_systemd(signals: &SignalFd) -> io::Error {
         execve(&path, std::slice::from_ref(&path), &variables)?;
         Ok::<_, io::Error>(())
     })();
-    prepared.err().unwrap_or_else(io::Error::last_os_error)
+    let error = prepared.err().unwrap_or_else(io::Error::last_os_error);
+    server::block_signals().err().unwrap_or(error)
 }
 
 /// How long a question to systemd may take whose answer is only told.

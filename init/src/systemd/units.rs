@@ -5,7 +5,10 @@
 use std::{
     fs::{self, DirBuilder},
     io,
-    os::unix::fs::{DirBuilderExt, symlink},
+    os::unix::{
+        fs::{DirBuilderExt, symlink},
+        net::UnixDatagram,
+    },
     path::Path,
 };
 
@@ -37,6 +40,10 @@ pub(super) fn write(init: &Path) -> io::Result<()> {
     fs::write(format!("{UNITS}/undercroft-init.service"), companion())?;
     symlink("../undercroft-init.service", format!("{wanted}/undercroft-init.service"))?;
     fs::write(format!("{UNITS}/{SESSION}.service"), session(&init.display().to_string()))?;
+    // systemd would unmount it while it stops, and fail: it is in use to the end.
+    let drop_in = format!("{UNITS}/init.mount.d");
+    fs::create_dir(&drop_in)?;
+    fs::write(format!("{drop_in}/undercroft.conf"), "[Unit]\nDefaultDependencies=no\n")?;
     for (unit, _) in MASKED {
         symlink("/dev/null", format!("{UNITS}/{unit}"))?;
     }
@@ -86,7 +93,7 @@ fn session(init: &str) -> String {
          CollectMode=inactive-or-failed\n\
          \n\
          [Service]\n\
-         Type=exec\n\
+         Type=notify\n\
          User=%i\n\
          PAMName=login\n\
          Environment=XDG_SESSION_CLASS=user XDG_SESSION_TYPE=unspecified\n\
@@ -94,10 +101,15 @@ fn session(init: &str) -> String {
     )
 }
 
-/// Whether this program was started to hold a session open; then it does until it is killed.
+/// Whether this program was started to hold a session open; then it does until it is killed. It says itself that PAM is done
+/// with it: systemd 252 (`Type=exec`) would wait for the end of PAM's own process too.
 pub(crate) fn hold_session() -> bool {
     if std::env::args_os().nth(1).is_none_or(|argument| argument != HOLD) || std::process::id() == 1 {
         return false;
+    }
+    if let Some(socket) = std::env::var_os("NOTIFY_SOCKET") {
+        // Unheard, it is killed after a while, and its session with it.
+        let _ = UnixDatagram::unbound().and_then(|it| it.send_to(b"READY=1", socket));
     }
     loop {
         pause();

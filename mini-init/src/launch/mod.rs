@@ -29,6 +29,7 @@ use crate::{
     jobs::{self, Job, Mouth, Purpose, Word, system},
 };
 use kernel::{Kernel, Linux};
+pub(crate) use mounts::INIT;
 
 /// The namespaces that are made with the process.
 const NAMESPACES: CloneFlags = CloneFlags::CLONE_NEWNS
