@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use super::{systemctl, units::SESSION};
+use super::{QUESTION, systemctl, units::SESSION};
 use crate::users::User;
 
 /// A file for each user id, with the process id of who holds the session open, or nothing if nobody could.
@@ -39,12 +39,13 @@ pub(crate) struct Login {
 }
 
 impl Login {
-    /// Finds the user's session, or starts it, which may take that long.
+    /// Finds the user's session, or starts it, which may take that long, and ten seconds in any case.
     pub(crate) fn of(user: &User, limit: Duration) -> Self {
         // PAM knows no users that are only numbers.
         if user.name.to_str().and_then(|name| name.parse().ok()) == Some(user.uid) {
             return Self::default();
         }
+        let limit = limit.max(QUESTION);
         let file = Path::new(HOLDERS).join(user.uid.to_string());
         let held = match fs::read_to_string(&file) {
             Ok(text) if text.is_empty() => None,
@@ -82,8 +83,9 @@ impl Login {
 /// Starts the session, and remembers what came of it.
 fn open(user: &User, limit: Duration, file: &Path) -> Option<(String, PathBuf)> {
     let held = Path::new(BUS).exists().then(|| ask_systemd(user, limit)).flatten();
-    // Without a memory the next session tries again.
-    let _ = fs::write(file, held.as_ref().map_or("", |(pid, _)| pid));
+    // Without a memory the next session tries again. Another may be reading: it finds all of it or nothing.
+    let new = file.with_extension(std::process::id().to_string());
+    let _ = fs::write(&new, held.as_ref().map_or("", |(pid, _)| pid)).and_then(|()| fs::rename(&new, file));
     held
 }
 

@@ -78,8 +78,8 @@ fn is_systemd(program: &Path) -> Result<(), String> {
 ///
 /// An error if systemd could not be executed. Then this is still PID 1, and no child is left that would do anything.
 pub(crate) fn start(signals: &SignalFd) -> io::Result<Readiness> {
-    let readiness = Readiness::prepare()?;
     units::write(&fs::read_link("/proc/self/exe")?)?;
+    let readiness = Readiness::prepare()?;
     let (report, reporter) = pipe2(nix::fcntl::OFlag::O_CLOEXEC)?;
     let companion = match fork()? {
         ForkResult::Parent { child } => child,

@@ -28,9 +28,8 @@ pub(crate) struct Readiness {
 }
 
 impl Readiness {
-    /// Makes the socket, before systemd is there.
+    /// Makes the socket in the companion's folder, before systemd is there.
     pub(super) fn prepare() -> io::Result<Self> {
-        fs::create_dir_all(super::FOLDER)?;
         let socket = UnixDatagram::bind(SOCKET)?;
         socket.set_nonblocking(true)?;
         Ok(Self { socket })
