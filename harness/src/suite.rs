@@ -30,8 +30,10 @@ pub struct Suite {
     pub vmm: PathBuf,
     /// A busybox distribution, as a tar.
     pub busybox: PathBuf,
-    /// A Debian 12, as a tar.
+    /// A Debian 12, as a tar. It has systemd, and does not ask for it.
     pub debian: PathBuf,
+    /// A Debian 13, likewise.
+    pub debian13: PathBuf,
     /// A folder for what a test keeps (logs); exists.
     pub logs: PathBuf,
     /// A folder for bases that tests share; exists, and is empty when a run begins.

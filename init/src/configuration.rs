@@ -4,13 +4,15 @@
 //! escapes and continued lines; sections and keys in any case; booleans `true`, `false`, `1`, `0`. Nothing in the file is
 //! fatal: what is not understood is a warning with its line.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, time::Duration};
 
 /// What this init honours, and what it knows without honouring it yet.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Configuration {
     /// `boot.systemd`.
     pub(crate) systemd: bool,
+    /// `boot.initTimeout`, in milliseconds there: how long systemd may take until sessions are let in all the same.
+    pub(crate) init_timeout: Duration,
     /// `boot.command`: run as root by /bin/sh when the distribution starts.
     pub(crate) command: Option<String>,
     /// `network.hostname`.
@@ -29,6 +31,7 @@ impl Default for Configuration {
     fn default() -> Self {
         Self {
             systemd: false,
+            init_timeout: Duration::from_millis(10_000),
             command: None,
             hostname: None,
             generate_hosts: true,
@@ -40,14 +43,13 @@ impl Default for Configuration {
 }
 
 /// Keys of the reference system that have no meaning here, or none yet.
-const WITHOUT_MEANING: [&str; 14] = [
+const WITHOUT_MEANING: [&str; 13] = [
     "automount.enabled",
     "automount.root",
     "automount.options",
     "automount.mountfstab",
     "automount.ldconfig",
     "automount.cgroups",
-    "boot.inittimeout",
     "boot.protectbinfmt",
     "interop.enabled",
     "interop.appendwindowspath",
@@ -199,13 +201,12 @@ fn unquote(raw: &str) -> Result<String, String> {
 fn set(to: &mut Configuration, key: &str, value: &str) -> Result<(), String> {
     let text = || (!value.is_empty()).then(|| value.to_owned());
     match key {
-        "boot.systemd" => {
-            to.systemd = boolean(key, value)?;
-            if to.systemd {
-                return Err(
-                    "boot.systemd: systemd cannot be started yet; the distribution runs without".into()
-                );
-            }
+        "boot.systemd" => to.systemd = boolean(key, value)?,
+        "boot.inittimeout" => {
+            let number = integer(value).ok_or_else(|| {
+                format!("{key}: expected milliseconds, in decimal, 0x… or 0…, and got {value:?}")
+            })?;
+            to.init_timeout = Duration::from_millis(number.into());
         }
         "boot.command" => to.command = text(),
         "network.hostname" => {
@@ -236,6 +237,16 @@ fn boolean(key: &str, value: &str) -> Result<bool, String> {
         "true" | "1" => Ok(true),
         "false" | "0" => Ok(false),
         _ => Err(format!("{key}: expected true or false, and got {value:?}")),
+    }
+}
+
+/// As git reads a number without a unit: decimal, hexadecimal after `0x`, octal after `0`.
+fn integer(value: &str) -> Option<u32> {
+    let lower = value.to_ascii_lowercase();
+    match (lower.strip_prefix("0x"), lower.strip_prefix('0')) {
+        (Some(digits), _) => u32::from_str_radix(digits, 16).ok(),
+        (None, Some(digits)) if !digits.is_empty() => u32::from_str_radix(digits, 8).ok(),
+        _ => lower.parse().ok(),
     }
 }
 
@@ -281,8 +292,20 @@ mod tests {
             Configuration { user: Some("ada".into()), systemd: true, ..Configuration::default() }
         );
         let lines: Vec<usize> = warnings.iter().map(|(line, _)| *line).collect();
-        assert_eq!(lines, [3, 4, 6, 7, 8, 10, 11, 13]);
+        assert_eq!(lines, [3, 4, 6, 7, 8, 11, 13]);
         assert!(warnings[0].1.contains("line 2"), "{warnings:?}");
+    }
+
+    #[test]
+    fn the_time_for_systemd_is_a_number_as_git_reads_it() {
+        for (text, milliseconds) in [("20000", 20_000), ("0x10", 16), ("010", 8), ("0", 0)] {
+            let (found, warnings) = parsed(&format!("[boot]\ninitTimeout = {text}\n"));
+            assert_eq!((found.init_timeout.as_millis(), warnings), (milliseconds, vec![]), "{text}");
+        }
+        for text in ["", "-1", "soon", "09", "4294967296"] {
+            let (found, warnings) = parsed(&format!("[boot]\ninitTimeout = {text}\n"));
+            assert_eq!((found.init_timeout.as_millis(), warnings.len()), (10_000, 1), "{text}");
+        }
     }
 
     #[test]

@@ -1,8 +1,8 @@
-//! PID 1 of one distribution.
+//! PID 1 of one distribution, or the companion of systemd, which is PID 1 then.
 //!
 //! mini-init executes it as `/init` in the distribution's own root and namespaces, with the launch on a descriptor. It
-//! mounts what is the distribution's own ([`mounts`]), reads /etc/wsl.conf ([`configuration`]), connects to the host and
-//! serves sessions ([`server`]), each through a relay ([`relay`]).
+//! mounts what is the distribution's own ([`mounts`]), reads /etc/wsl.conf ([`configuration`]), gives place to systemd if
+//! it is to ([`systemd`]), connects to the host and serves sessions ([`server`]), each through a relay ([`relay`]).
 
 mod configuration;
 mod copy;
@@ -13,10 +13,11 @@ mod process;
 mod program;
 mod relay;
 mod server;
+mod systemd;
 mod terminal;
 mod users;
 
-use std::{fs, process::ExitCode};
+use std::{fs, os::fd::AsFd, process::ExitCode};
 
 use undercroft_guest::{clock, host};
 use undercroft_protocol::{Opening, command::Launch, read_frame, session::InitEvent};
@@ -28,6 +29,9 @@ use server::{About, Server};
 const CONFIGURATION: &str = "/etc/wsl.conf";
 
 fn main() -> ExitCode {
+    if systemd::hold_session() {
+        return ExitCode::SUCCESS;
+    }
     let first = clock::mark("init: first instruction");
     match run(first) {
         Ok(()) => ExitCode::SUCCESS,
@@ -51,14 +55,34 @@ fn run(first: undercroft_protocol::opening::Mark) -> Result<(), String> {
     found.into_iter().for_each(|warning| warnings.add(warning));
     let hostname = configuration.hostname.clone().unwrap_or_else(|| launch.hostname.clone());
     network_files::prepare(&hostname, &configuration, &mut warnings);
+    // From here on this may be another process: PID 2.
+    let readiness = give_place(&configuration, &signals, &mut warnings);
     let host = host::connect_as(&Opening::Distribution(launch.token))
         .map_err(|e| format!("connecting to the host: {e}"))?;
+    let systemd = readiness.is_some();
+    if let Some(readiness) = readiness {
+        marks.push(clock::mark("init: systemd started"));
+        readiness.wait(configuration.init_timeout, host.as_fd(), &mut warnings);
+    }
     boot_command(&configuration, &mut warnings);
-    let about = About { launch, configuration, hostname, language: language() };
+    let about = About { launch, configuration, hostname, language: language(), systemd };
     let mut server = Server::new(host, signals, about).map_err(|e| e.to_string())?;
     marks.push(clock::mark("init: ready"));
     server.tell(&InitEvent::Ready { marks, warnings: warnings.0 });
     server.run().map_err(|e| format!("the loop failed: {e}"))
+}
+
+/// Lets systemd be PID 1 if the configuration says so, and goes on as its companion, with what that has to wait for.
+fn give_place(
+    configuration: &Configuration,
+    signals: &nix::sys::signalfd::SignalFd,
+    warnings: &mut log::Warnings,
+) -> Option<systemd::Readiness> {
+    if !configuration.systemd {
+        return None;
+    }
+    let started = systemd::find().and_then(|()| systemd::start(signals).map_err(|e| e.to_string()));
+    warnings.take("boot.systemd is set, and the distribution runs without systemd", started)
 }
 
 /// What mini-init left on a descriptor.

@@ -49,15 +49,33 @@ pub(crate) fn close_all_but(kept: &impl std::os::fd::AsRawFd) {
 
 /// Gives every signal its default effect and lets all of them through: what a program expects to be started with.
 pub(crate) fn reset_signals() {
+    default_effects();
+    let _ = nix::sys::signal::SigSet::empty().thread_set_mask();
+}
+
+/// The same, but one signal, by number, is held back.
+pub(crate) fn reset_signals_but(held: i32) {
+    default_effects();
+    // SAFETY: a sigset_t of zeros is one, and is made properly empty at once; it lives through the calls.
+    unsafe {
+        let mut set: libc::sigset_t = std::mem::zeroed();
+        libc::sigemptyset(&raw mut set);
+        libc::sigaddset(&raw mut set, held);
+        libc::sigprocmask(libc::SIG_SETMASK, &raw const set, std::ptr::null_mut());
+    }
+}
+
+fn default_effects() {
     for number in 1..=64 {
         // SAFETY: SIG_DFL runs no code of this program; numbers that cannot be changed fail, which is well.
         unsafe { libc::signal(number, libc::SIG_DFL) };
     }
-    let _ = nix::sys::signal::SigSet::empty().thread_set_mask();
 }
 
 /// Starts a program with signals as it expects them, not blocked as they are here.
-pub(crate) fn spawn_with_default_signals(command: &mut std::process::Command) -> std::io::Result<()> {
+pub(crate) fn spawn_with_default_signals(
+    command: &mut std::process::Command,
+) -> std::io::Result<std::process::Child> {
     use std::os::unix::process::CommandExt;
     let prepare = || {
         reset_signals();
@@ -65,5 +83,5 @@ pub(crate) fn spawn_with_default_signals(command: &mut std::process::Command) ->
     };
     // SAFETY: between fork and exec the closure only calls signal and sigprocmask, which are async-signal-safe.
     unsafe { command.pre_exec(prepare) };
-    command.spawn().map(drop)
+    command.spawn()
 }

@@ -20,7 +20,7 @@ use nix::{
 };
 use undercroft_protocol::session::{Exec, Program, StartError, Stdio};
 
-use crate::{process, server::About, terminal, users::User};
+use crate::{process, server::About, systemd::login::Login, terminal, users::User};
 
 /// The PATH of every session, root's or not: a distribution's own shell files narrow it where it matters.
 pub(crate) const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -35,13 +35,17 @@ pub(crate) enum Ends {
 }
 
 /// Becomes the program. Returns only with why not.
-pub(crate) fn become_it(exec: &Exec, user: &User, about: &About, ends: &Ends) -> StartError {
+pub(crate) fn become_it(exec: &Exec, user: &User, about: &About, login: &Login, ends: &Ends) -> StartError {
     let other = |what: &'static str| move |error: io::Error| StartError::Other(format!("{what}: {error}"));
     let errno = |what: &'static str| move |error: Errno| StartError::Other(format!("{what}: {error}"));
     let prepared = (|| {
         setsid().map_err(errno("setsid"))?;
         connect_ends(ends, user).map_err(other("connecting the program's input and output"))?;
         process::reset_signals();
+        if let Some(cgroup) = &login.cgroup {
+            // 0 is the writer (cgroups(7)). A session that has just ended leaves the program where this process is.
+            let _ = std::fs::write(cgroup.join("cgroup.procs"), "0");
+        }
         umask(Mode::from_bits_truncate(about.configuration.umask));
         // Not protected as the inits are; a distribution's user may not set it later.
         let _ = std::fs::write("/proc/self/oom_score_adj", "0");
@@ -52,7 +56,7 @@ pub(crate) fn become_it(exec: &Exec, user: &User, about: &About, ends: &Ends) ->
         enter_directory(exec.directory.as_deref(), user)
     })();
     match prepared {
-        Ok(()) => execute(&exec.program, user, environment(exec, user, about)),
+        Ok(()) => execute(&exec.program, user, environment(exec, user, about, login)),
         Err(error) => error,
     }
 }
@@ -100,7 +104,7 @@ fn enter_directory(wanted: Option<&[u8]>, user: &User) -> Result<(), StartError>
 }
 
 /// The login environment, with what the host adds; a later value of a name takes the place of an earlier one.
-fn environment(exec: &Exec, user: &User, about: &About) -> Vec<(Vec<u8>, Vec<u8>)> {
+fn environment(exec: &Exec, user: &User, about: &About, login: &Login) -> Vec<(Vec<u8>, Vec<u8>)> {
     let bytes = |path: &Path| path.as_os_str().as_bytes().to_vec();
     let name = user.name.as_bytes().to_vec();
     let mut all: Vec<(Vec<u8>, Vec<u8>)> = vec![
@@ -117,7 +121,7 @@ fn environment(exec: &Exec, user: &User, about: &About) -> Vec<(Vec<u8>, Vec<u8>
     if matches!(exec.stdio, Stdio::Terminal { .. }) {
         all.push((b"TERM".into(), b"xterm-256color".into()));
     }
-    for (name, value) in &exec.environment {
+    for (name, value) in login.environment.iter().chain(&exec.environment) {
         all.retain(|(other, _)| other != name);
         all.push((name.clone(), value.clone()));
     }

@@ -35,6 +35,7 @@ use crate::{
     process,
     program::{self, Ends},
     server::About,
+    systemd::login::Login,
     terminal, users,
 };
 
@@ -99,13 +100,15 @@ fn start(exec: &Exec, about: &About) -> Result<Relay, StartError> {
 
     let name = exec.user.as_deref().or(about.configuration.user.as_deref()).unwrap_or("root");
     let user = users::find(name).ok_or_else(|| StartError::NoUser(name.into()))?;
+    let login =
+        if about.systemd { Login::of(&user, about.configuration.init_timeout) } else { Login::default() };
     let (far, near) = connect(&exec.stdio).map_err(other("connecting the session to the host"))?;
 
     let (report, reporter) = pipe2(OFlag::O_CLOEXEC).map_err(|e| other("making a pipe")(e.into()))?;
     let program = match fork().map_err(|e| other("starting a process")(e.into()))? {
         ForkResult::Parent { child } => child,
         ForkResult::Child => {
-            let error = program::become_it(exec, &user, about, &far);
+            let error = program::become_it(exec, &user, about, &login, &far);
             let _ = write_frame(&mut File::from(reporter), &error);
             exit_child(127)
         }

@@ -1,4 +1,4 @@
-//! PID 1's loop: requests of the host's, events of the relays', ends of processes.
+//! The loop of PID 1, or of systemd's companion: requests of the host's, events of the relays', ends of processes.
 
 use std::{
     collections::BTreeMap,
@@ -43,6 +43,8 @@ pub(crate) struct About {
     pub(crate) hostname: String,
     /// LANG.
     pub(crate) language: String,
+    /// Whether PID 1 is systemd, and this process its companion.
+    pub(crate) systemd: bool,
 }
 
 #[derive(Debug)]
@@ -52,7 +54,7 @@ struct Session {
     finished: bool,
 }
 
-/// PID 1, set up.
+/// PID 1 or systemd's companion, set up.
 #[derive(Debug)]
 pub(crate) struct Server {
     host: Channel,
@@ -65,9 +67,14 @@ pub(crate) struct Server {
 
 /// Blocks the signals that the loop takes by descriptor, in every child too until it unblocks them.
 pub(crate) fn signals() -> io::Result<SignalFd> {
+    Ok(SignalFd::with_flags(&block_signals()?, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)?)
+}
+
+/// Blocks them again, after what was to be executed could not be.
+pub(crate) fn block_signals() -> io::Result<SigSet> {
     let set = SigSet::from_iter([Signal::SIGCHLD, Signal::SIGTERM]);
     set.thread_block()?;
-    Ok(SignalFd::with_flags(&set, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)?)
+    Ok(set)
 }
 
 impl Server {
@@ -91,7 +98,8 @@ impl Server {
             let children = self.reap();
             self.take_events();
             self.take_requests();
-            let over = self.end_at.is_some_and(|at| !children || at <= Instant::now());
+            let processes = if self.about.systemd { !self.sessions.is_empty() } else { children };
+            let over = self.end_at.is_some_and(|at| !processes || at <= Instant::now());
             if over {
                 return Ok(());
             }
@@ -137,13 +145,21 @@ impl Server {
         }
     }
 
-    /// Begins to stop: every process gets SIGTERM, and SIGHUP, which shells heed that ignore the first.
+    /// Begins to stop: every process gets SIGTERM, and SIGHUP, which shells heed that ignore the first. Under systemd only
+    /// the sessions are ours to end.
     fn stop(&mut self, grace: Duration) {
         if self.end_at.is_some() {
             return;
         }
         // The last third is for what comes after: the kernel's killing, and the file system.
         self.end_at = Some(Instant::now() + grace * 2 / 3);
+        if self.about.systemd {
+            for (&session, it) in &mut self.sessions {
+                let _ = it.relay.send(&InitRequest::Signal { session, signal: Signal::SIGTERM as i32 });
+                let _ = it.relay.send(&InitRequest::Abandon { session });
+            }
+            return;
+        }
         for signal in [Signal::SIGTERM, Signal::SIGHUP, Signal::SIGCONT] {
             let _ = process::signal(Pid::from_raw(-1), signal as i32);
         }

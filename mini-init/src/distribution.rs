@@ -2,6 +2,7 @@
 
 use std::{
     fs, io,
+    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
@@ -14,6 +15,8 @@ use undercroft_protocol::{command::Done, session::ExitStatus};
 
 use crate::{disk, launch, log, signal};
 
+/// systemd powers off at SIGRTMIN and this (systemd(1), "Signals").
+const POWER_OFF: i32 = 4;
 /// How long killed processes may take to be gone, and their file system to be unmounted.
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -39,22 +42,41 @@ pub(crate) struct Distribution {
 }
 
 impl Distribution {
-    /// Asks it to stop: its init stops its processes and ends, within the grace time.
+    /// Asks it to stop: its init stops its processes and ends, within the grace time. What has taken the init's place is
+    /// systemd, which is asked as it is used to, and not told the time.
     pub(crate) fn stop(&mut self, grace: Duration) {
         let kill_at = Instant::now() + grace;
         self.kill_at = Some(self.kill_at.map_or(kill_at, |sooner| sooner.min(kill_at)));
         match self.pid {
-            Some(pid) => tell_to_stop(pid, grace),
+            Some(pid) => self.tell_to_stop(pid, grace),
             None => self.told_to_stop = Some(grace),
         }
+    }
+
+    fn tell_to_stop(&self, pid: Pid, grace: Duration) {
+        let milliseconds = i32::try_from(grace.as_millis()).unwrap_or(i32::MAX);
+        // Before it is launched it is mini-init's own child, on the way to become the init.
+        let systemd = self.launched && runs_another(pid, launch::INIT);
+        let number = if systemd { libc::SIGRTMIN() + POWER_OFF } else { Signal::SIGTERM as i32 };
+        // ESRCH: it has ended, and its end is about to be noticed.
+        let _ = signal::signal_with(pid, number, milliseconds);
     }
 
     /// It has a process now.
     pub(crate) fn born(&mut self, pid: Pid) {
         self.pid = Some(pid);
         if let Some(grace) = self.told_to_stop.take() {
-            tell_to_stop(pid, grace);
+            self.tell_to_stop(pid, grace);
         }
+    }
+
+    /// How its init ended. A reboot(2) in a PID namespace ends that namespace's init by SIGINT for halt and power-off, and
+    /// by SIGHUP for a restart (reboot(2), "Behavior inside PID namespaces"), which nothing else does: an init has no
+    /// handlers that it did not make, and without one these do nothing. So it is an end in order.
+    pub(crate) fn ended(&mut self, status: ExitStatus) {
+        let reboot = [Signal::SIGINT as i32, Signal::SIGHUP as i32].map(ExitStatus::Signal);
+        self.status = Some(if reboot.contains(&status) { ExitStatus::Code(0) } else { status });
+        self.kill_at = None;
     }
 
     /// Kills it if its grace time is over. Its processes go with the PID namespace.
@@ -72,10 +94,13 @@ impl Distribution {
     }
 }
 
-fn tell_to_stop(pid: Pid, grace: Duration) {
-    let milliseconds = i32::try_from(grace.as_millis()).unwrap_or(i32::MAX);
-    // ESRCH: it has ended, and its end is about to be noticed.
-    let _ = signal::signal_with(pid, Signal::SIGTERM, milliseconds);
+/// Whether a process executes another file than this one, whatever names it has there. Not if nobody can tell.
+fn runs_another(pid: Pid, program: &str) -> bool {
+    let identity = |path: &str| fs::metadata(path).map(|about| (about.dev(), about.ino()));
+    match (identity(&format!("/proc/{pid}/exe")), identity(program)) {
+        (Ok(running), Ok(program)) => running != program,
+        _ => false,
+    }
 }
 
 /// Clears away what an ended distribution leaves: processes, file system, cgroup. Says what did not go.
@@ -134,4 +159,45 @@ fn remove_tree(cgroup: &Path) -> io::Result<()> {
         }
     }
     fs::remove_dir(cgroup)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn distribution(pid: Pid) -> Distribution {
+        Distribution {
+            pid,
+            name: "test".into(),
+            device: "/dev/null".into(),
+            launched: true,
+            kill_at: None,
+            asked_by: Vec::new(),
+            status: None,
+        }
+    }
+
+    #[test]
+    fn another_program_is_known_by_its_file() {
+        let own = std::env::current_exe().unwrap();
+        let this = Pid::this();
+        assert!(!runs_another(this, own.to_str().unwrap()));
+        assert!(runs_another(this, "/bin/sh"));
+        assert!(!runs_another(this, "/nothing/here"));
+    }
+
+    #[test]
+    fn a_reboot_is_an_end_in_order_and_a_crash_is_not() {
+        for (status, expected) in [
+            (ExitStatus::Signal(2), ExitStatus::Code(0)),
+            (ExitStatus::Signal(1), ExitStatus::Code(0)),
+            (ExitStatus::Signal(9), ExitStatus::Signal(9)),
+            (ExitStatus::Signal(11), ExitStatus::Signal(11)),
+            (ExitStatus::Code(3), ExitStatus::Code(3)),
+        ] {
+            let mut it = distribution(Pid::this());
+            it.ended(status);
+            assert_eq!(it.status, Some(expected));
+        }
+    }
 }

@@ -136,8 +136,7 @@ impl Server {
         else {
             return;
         };
-        distribution.status = Some(status);
-        distribution.kill_at = None;
+        distribution.ended(status);
         self.clear_away(id);
     }
 

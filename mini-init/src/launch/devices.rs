@@ -16,7 +16,7 @@ use super::{
 use crate::{early, jobs::system};
 
 /// The program that every distribution has as `/init`, in the initramfs.
-const INIT: &str = "/distribution-init";
+pub(crate) const INIT: &str = "/distribution-init";
 
 /// Nodes without which programs do not work.
 const NEEDED: [&str; 6] = ["null", "zero", "full", "random", "urandom", "tty"];

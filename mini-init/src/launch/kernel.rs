@@ -158,7 +158,8 @@ impl Kernel for Linux {
 
     fn directory_in(&mut self, tree: &OwnedFd, path: &str, mode: u32, owner: u32) -> io::Result<bool> {
         let is_new = made(mkdirat(tree, path, Mode::from_raw_mode(mode)))?;
-        if is_new && owner != 0 {
+        // Who makes it may look like somebody else.
+        if is_new {
             own(tree, path, owner)?;
         }
         Ok(is_new)
@@ -177,7 +178,7 @@ impl Kernel for Linux {
         mknodat(tree, path, FileType::CharacterDevice, Mode::from_raw_mode(mode), device)?;
         // The umask took its part of the mode.
         rustix::fs::chmodat(tree, path, Mode::from_raw_mode(mode), AtFlags::empty())?;
-        if owner == 0 { Ok(()) } else { own(tree, path, owner) }
+        own(tree, path, owner)
     }
 
     fn link_in(&mut self, tree: &OwnedFd, target: &str, path: &str) -> io::Result<()> {

@@ -41,6 +41,7 @@ use crate::{
     root_check,
 };
 pub(crate) use cgroup::path as cgroup_path;
+pub(crate) use devices::INIT;
 use kernel::{Kernel, Linux};
 pub(crate) use layers::Devices;
 

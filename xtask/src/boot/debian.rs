@@ -1,4 +1,5 @@
-//! The Debian that `cargo xtask boot` has when nobody names another: made once by mmdebstrap, kept as a tar archive.
+//! The Debian that `cargo xtask boot` has when nobody names another, and those that tests have: made once by mmdebstrap, kept
+//! as tar archives.
 
 use std::{
     fs::{self, File},
@@ -7,29 +8,34 @@ use std::{
 };
 
 use anyhow::{Context, bail};
+use sha2::{Digest, Sha256};
 use undercroft_kernel_config::cache;
 
 use super::apart;
 use crate::packages::{self, Group};
 
-/// What a person expects to find beyond the smallest Debian.
-const PACKAGES: &str = "procps,vim-tiny,less,iproute2,iputils-ping,ca-certificates";
+/// What a person expects to find beyond the smallest Debian. systemd is there for who asks for it in /etc/wsl.conf; a
+/// distribution that does not ask never starts it, so one archive does for both.
+const PACKAGES: &str = "procps,vim-tiny,less,iproute2,iputils-ping,ca-certificates,\
+    systemd,systemd-sysv,dbus,dbus-user-session,libpam-systemd,login";
 
 /// Whether the archive is there already.
-pub(crate) fn is_made(cache: &Path) -> bool {
-    path(cache, &suite()).exists()
+pub(crate) fn is_made(cache: &Path, suite: &str) -> bool {
+    path(cache, suite).exists()
 }
 
+/// One for each release and list of packages.
 fn path(cache: &Path, suite: &str) -> PathBuf {
-    cache.join("distros").join(format!("debian-{suite}.tar"))
+    let digest = Sha256::digest(PACKAGES);
+    let digest: String = digest.iter().take(4).map(|byte| format!("{byte:02x}")).collect();
+    cache.join("distros").join(format!("debian-{suite}-{digest}.tar"))
 }
 
 /// The archive's path, made if it is not there.
-pub(crate) fn archive(cache: &Path) -> anyhow::Result<PathBuf> {
-    let suite = suite();
+pub(crate) fn archive(cache: &Path, suite: &str) -> anyhow::Result<PathBuf> {
     let directory = cache.join("distros");
     fs::create_dir_all(&directory).with_context(|| format!("cannot create {}", directory.display()))?;
-    let archive = path(cache, &suite);
+    let archive = path(cache, suite);
     if archive.exists() {
         return Ok(archive);
     }
@@ -53,8 +59,9 @@ pub(crate) fn archive(cache: &Path) -> anyhow::Result<PathBuf> {
         .arg(format!("--include={PACKAGES}"))
         // What mmdebstrap copies from this host is not this distribution's.
         .arg("--customize-hook=rm -f \"$1/etc/hostname\" \"$1/etc/resolv.conf\"")
-        .arg(&suite)
+        .arg(suite)
         .arg("-")
+        .args(sources(suite))
         .env("LC_ALL", "C.UTF-8")
         // Its files belong to a user of a namespace that cannot enter a private home directory.
         .env("TMPDIR", "/tmp")
@@ -73,6 +80,24 @@ pub(crate) fn archive(cache: &Path) -> anyhow::Result<PathBuf> {
     }
     fs::rename(&partial.0, &archive).with_context(|| format!("cannot create {}", archive.display()))?;
     Ok(archive)
+}
+
+/// A release's lines of sources.list(5) from where this host's apt has Debian from; none, for mmdebstrap's own choice, if
+/// it has it from nowhere.
+fn sources(suite: &str) -> Vec<String> {
+    let mut apt = Command::new("apt-get");
+    apt.args(["indextargets", "--format", "$(LABEL) $(REPO_URI)", "Created-By: Packages"]);
+    let output = apt.stdin(Stdio::null()).stderr(Stdio::null()).output();
+    let text = output.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default();
+    lines_of_sources(&text, suite)
+}
+
+fn lines_of_sources(targets: &str, suite: &str) -> Vec<String> {
+    let of = |label: &str| targets.lines().find_map(|line| line.strip_prefix(label)?.strip_prefix(' '));
+    let Some(main) = of("Debian") else { return Vec::new() };
+    let mut lines = vec![format!("deb {main} {suite} main"), format!("deb {main} {suite}-updates main")];
+    lines.extend(of("Debian-Security").map(|uri| format!("deb {uri} {suite}-security main")));
+    lines
 }
 
 /// What mmdebstrap says first of what went wrong. For a full disk that is a warning, and the errors are what came of it.
@@ -98,7 +123,7 @@ impl Drop for Partial {
 }
 
 /// This host's release, if it is a Debian; else the oldest that undercroft is tested with.
-fn suite() -> String {
+pub(crate) fn suite() -> String {
     let release = fs::read_to_string("/etc/os-release").unwrap_or_default();
     let value = |key: &str| {
         let line = release.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix('='))?;
@@ -130,4 +155,24 @@ fn can_map_users() -> anyhow::Result<()> {
         bail!("user namespaces are turned off here: sudo sysctl kernel.unprivileged_userns_clone=1");
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn another_release_comes_from_where_this_one_does() {
+        let targets = "Debian-Security http://mirror.example/security/\nDebian http://mirror.example/debian/\n\
+                       Debian http://other.example/\nNode http://node.example/\n";
+        assert_eq!(
+            lines_of_sources(targets, "trixie"),
+            [
+                "deb http://mirror.example/debian/ trixie main",
+                "deb http://mirror.example/debian/ trixie-updates main",
+                "deb http://mirror.example/security/ trixie-security main",
+            ]
+        );
+        assert!(lines_of_sources("Ubuntu http://mirror.example/ubuntu/\n", "trixie").is_empty());
+    }
 }

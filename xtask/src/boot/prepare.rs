@@ -97,12 +97,12 @@ pub(crate) fn prepare(arguments: Arguments, in_lab: bool) -> anyhow::Result<Prep
     }
     let mut needed = vec![Group::Disk];
     needed.extend(stock_is_wanted(arguments.kernel.as_deref(), &cache).then_some(Group::StockKernel));
-    needed.extend((unnamed && !debian::is_made(&cache)).then_some(Group::Debian));
+    needed.extend((unnamed && !debian::is_made(&cache, &debian::suite())).then_some(Group::Debian));
     needed.extend(in_lab.then_some(Group::Lab));
     packages::ensure_all(&needed)?;
     let kernel = kernel(arguments.kernel.as_deref(), &cache)?;
     if unnamed {
-        named.push(Named { name: "debian".into(), archive: debian::archive(&cache)? });
+        named.push(Named { name: "debian".into(), archive: debian::archive(&cache, &debian::suite())? });
     }
     let store = cache.join("store");
     let prepared = named.iter().map(|one| distribution::prepare(one, arguments.flat, &store));

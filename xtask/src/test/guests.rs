@@ -77,7 +77,8 @@ fn prepare() -> anyhow::Result<Suite> {
         guest: guest::build()?,
         vmm: boot::programs::vmm()?,
         busybox,
-        debian: boot::debian::archive(&cache)?,
+        debian: boot::debian::archive(&cache, "bookworm")?,
+        debian13: boot::debian::archive(&cache, "trixie")?,
         logs,
         bases,
     })
