@@ -37,7 +37,9 @@ const FIELDS: &[Field] = &[
     field("initramfs", Kind::Text, "PATH  an initramfs, loaded as it is"),
     field("command_line", Kind::Text, "TEXT  the kernel's command line"),
     field("cpus", Kind::Number, "N  virtual CPUs, 1 to 64"),
-    field("memory_mib", Kind::Number, "N  guest memory in MiB, at least 32"),
+    field("memory_mib", Kind::Number, "N  guest memory at boot in MiB, at least 32"),
+    field("max_memory_mib", Kind::Number, "N  what it can grow to while the machine runs, in MiB"),
+    field("timer_hz", Kind::Number, "N  the kernel's CONFIG_HZ: spares CPUs that start later a calibration"),
     field(
         "description",
         Kind::Text,
@@ -291,6 +293,8 @@ mod tests {
         }
         let full = |output: Output| MachineConfig {
             disks: vec![DiskConfig::default()],
+            max_memory_mib: Some(1024),
+            timer_hz: Some(100),
             vsock: Some(VsockConfig { cid: 3, socket: "/s".into() }),
             balloon: Some(BalloonConfig::default()),
             serial: output.clone(),

@@ -16,8 +16,14 @@ pub struct MachineConfig {
     pub command_line: String,
     /// Virtual CPUs, 1 to 64.
     pub cpus: u8,
-    /// Guest memory in MiB, at least 32.
+    /// Guest memory at boot in MiB, at least 32.
     pub memory_mib: u64,
+    /// What guest memory can grow to while the machine runs, in MiB (virtio-mem; a kernel with `CONFIG_VIRTIO_MEM`). The
+    /// boot costs nothing for what is not there yet. It stays as it is if absent.
+    pub max_memory_mib: Option<u64>,
+    /// Ticks that the kernel counts in a second (its `CONFIG_HZ`): with it the VMM can tell a kernel that starts further
+    /// CPUs how long a delay is (`lpj=`), which each of them would find out for itself otherwise.
+    pub timer_hz: Option<u32>,
     /// How the machine is described to the guest.
     pub description: Description,
     /// How the kernel is entered.
@@ -50,6 +56,8 @@ impl Default for MachineConfig {
             command_line: "console=ttyS0 quiet panic=-1".into(),
             cpus: 1,
             memory_mib: 512,
+            max_memory_mib: None,
+            timer_hz: None,
             description: Description::Acpi,
             entry: Entry::LongMode,
             disks: Vec::new(),
@@ -83,6 +91,17 @@ impl MachineConfig {
         }
         if !(MEMORY_MIN..=MEMORY_MAX).contains(&self.memory_mib) {
             return Err(format!("memory_mib = {}: expected {MEMORY_MIN} to {MEMORY_MAX}", self.memory_mib));
+        }
+        if let Some(most) = self.max_memory_mib
+            && !(self.memory_mib..=MEMORY_MAX).contains(&most)
+        {
+            return Err(format!(
+                "max_memory_mib = {most}: expected {} (memory_mib) to {MEMORY_MAX}",
+                self.memory_mib
+            ));
+        }
+        if self.timer_hz.is_some_and(|hz| !(24..=1000).contains(&hz)) {
+            return Err(format!("timer_hz = {}: expected 24 to 1000", self.timer_hz.unwrap_or_default()));
         }
         if self.command_line.contains('\0') {
             return Err("command_line: it has a NUL in it, which would end it there".into());

@@ -49,6 +49,11 @@ pub enum Action {
         /// MiB that the guest is to give up.
         mib: u64,
     },
+    /// The guest is to have so much memory: that of the boot, and what is plugged.
+    Memory {
+        /// MiB, from the configuration's `memory_mib` to its `max_memory_mib`.
+        mib: u64,
+    },
     /// Says how the machine is ([`Statistics`]).
     Statistics,
     /// Ends the machine at once, without asking the guest.
@@ -119,6 +124,19 @@ pub struct Statistics {
     pub exits: Exits,
     /// Each vCPU's share, by number.
     pub vcpus: Vec<Exits>,
+    /// Its memory.
+    pub memory: Memory,
+}
+
+/// The guest's memory, in bytes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Memory {
+    /// What it had at boot, and keeps.
+    pub boot: u64,
+    /// What it has plugged besides.
+    pub plugged: u64,
+    /// What it is to have plugged; it gets there as far as it can, in its own time.
+    pub requested: u64,
 }
 
 /// A line longer than this is no request.

@@ -153,6 +153,10 @@ fn act(
             balloon.set_target(mib);
             Ok(serde_json::Value::Null)
         }
+        Action::Memory { mib } => {
+            machine.set_memory(mib)?;
+            Ok(serde_json::Value::Null)
+        }
         Action::Attach { lun, read_only } => {
             let descriptor = descriptor.ok_or("attach needs the disk's file descriptor (SCM_RIGHTS)")?;
             let scsi = machine.slots.scsi.as_ref().ok_or(NO_SCSI)?;

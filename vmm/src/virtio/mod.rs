@@ -15,6 +15,7 @@ pub mod console;
 pub mod device;
 pub mod disk;
 pub mod event_loop;
+pub mod mem;
 pub mod mmio;
 pub mod queue;
 pub mod rng;
