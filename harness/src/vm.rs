@@ -172,6 +172,9 @@ impl Boot {
             expected: self.expected,
             searched: false,
         };
+        let limit = Duration::from_secs(if lab::inside() { 240 } else { 20 });
+        let grown = vm.machine().wait_grown(limit);
+        vm.check(grown)?;
         for (name, archive) in &self.distros {
             vm.import(name, archive)?;
             vm.launch(name)?;
