@@ -49,6 +49,7 @@ const FIELDS: &[Field] = &[
     field("disks.N.path", Kind::Text, "PATH  a raw file or block device, present from the boot on"),
     field("disks.N.read_only", Kind::Flag, "true | false  whether writes are refused"),
     field("disks.N.serial", Kind::Text, "TEXT  the disk's serial number, at most 20 characters"),
+    field("page_cache", Kind::Flag, "true | false  the host's page cache holds a second copy of disks"),
     field("scsi", Kind::Flag, "true | false  a SCSI controller for disks that come and go"),
     field("vsock.cid", Kind::Number, "N  the guest's context id, at least 3"),
     field("vsock.socket", Kind::Text, "PATH  the unix socket, and the beginning of its ports' paths"),

@@ -30,6 +30,10 @@ pub struct MachineConfig {
     pub entry: Entry,
     /// virtio-blk disks, present from the boot on, in this order (`vda`, `vdb`, …).
     pub disks: Vec<DiskConfig>,
+    /// Whether the host's page cache holds what the guest reads from and writes to disks: a second copy of what the guest
+    /// caches itself. Without, files are read and written directly where their filesystem can, and elsewhere what went
+    /// through the page cache is dropped from it.
+    pub page_cache: bool,
     /// A virtio-scsi controller, whose logical units come and go over the control socket.
     pub scsi: bool,
     /// A virtio-vsock device.
@@ -61,6 +65,7 @@ impl Default for MachineConfig {
             description: Description::Acpi,
             entry: Entry::LongMode,
             disks: Vec::new(),
+            page_cache: false,
             scsi: false,
             vsock: None,
             rng: true,

@@ -32,7 +32,8 @@ pub struct Request {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Action {
-    /// The file descriptor that comes along becomes a logical unit of the SCSI controller.
+    /// The file descriptor that comes along becomes a logical unit of the SCSI controller. The open file, which the sender
+    /// may still have, is read and written directly (O_DIRECT) from then on, if it can be and `page_cache` is off.
     Attach {
         /// Its number, 0 to 255.
         lun: u16,

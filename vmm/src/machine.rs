@@ -133,6 +133,8 @@ pub struct Machine {
     started: Started,
     /// In bytes.
     boot_memory: u64,
+    /// Of disks that are attached.
+    pub(crate) page_cache: bool,
     seccomp: crate::config::Seccomp,
     // Last, so that guest memory is unmapped after all that works on it.
     vm: Vm,
@@ -212,6 +214,7 @@ impl Machine {
             watch,
             started,
             boot_memory: config.memory_mib << 20,
+            page_cache: config.page_cache,
             seccomp: config.seccomp,
             vm,
         })

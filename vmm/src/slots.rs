@@ -45,6 +45,7 @@ impl Slots {
         // Disks come first, so that their names do not depend on what else there is.
         for (index, disk) in config.disks.iter().enumerate() {
             let disk = Disk::open(disk).map_err(|error| Error::Device(Box::new(error)))?;
+            let disk = if config.page_cache { disk } else { disk.past_page_cache() };
             slots.add(Box::new(Block::new(disk, format!("disk {index}"))), vm, bus)?;
         }
         if config.scsi {

@@ -162,6 +162,7 @@ fn act(
             let scsi = machine.slots.scsi.as_ref().ok_or(NO_SCSI)?;
             let name = format!("lun {lun}");
             let disk = Disk::from_fd(descriptor, Path::new(&name), read_only, &name).map_err(words)?;
+            let disk = if machine.page_cache { disk } else { disk.past_page_cache() };
             scsi.attach(number(lun)?, disk).map_err(words)?;
             Ok(serde_json::Value::Null)
         }

@@ -31,6 +31,9 @@ mod heap;
 mod testing;
 #[cfg(test)]
 mod transport_tests;
+mod uncached;
+#[cfg(test)]
+mod uncached_tests;
 mod worker;
 
 pub use device::{Activation, Interrupt, VirtioDevice};
