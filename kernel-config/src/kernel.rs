@@ -58,12 +58,13 @@ pub struct Kernel {
     /// Parameters that this kernel boots faster with on any machine; may be empty. See also
     /// [`command_line_for`](Self::command_line_for).
     pub command_line: String,
-    /// Ticks that it counts in a second (its `CONFIG_HZ`), where its configuration is known.
-    #[serde(skip)]
+    /// Ticks that it counts in a second (its `CONFIG_HZ`), where its configuration is known. Like the next it is found out when
+    /// the kernel is loaded, and no part of its manifest.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timer_hz: Option<u32>,
     /// Whether it is known to have virtio-mem, built in or as a module in the initramfs: it can boot with little memory and
     /// grow.
-    #[serde(skip)]
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub grows: bool,
 }
 

@@ -40,6 +40,7 @@ const FIELDS: &[Field] = &[
     field("memory_mib", Kind::Number, "N  guest memory at boot in MiB, at least 32"),
     field("max_memory_mib", Kind::Number, "N  what it can grow to while the machine runs, in MiB"),
     field("timer_hz", Kind::Number, "N  the kernel's CONFIG_HZ: spares CPUs that start later a calibration"),
+    field("huge_pages", Kind::Text, "host | always | never  whether huge pages back guest memory"),
     field(
         "description",
         Kind::Text,

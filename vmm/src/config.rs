@@ -24,6 +24,8 @@ pub struct MachineConfig {
     /// Ticks that the kernel counts in a second (its `CONFIG_HZ`): with it the VMM can tell a kernel that starts further
     /// CPUs how long a delay is (`lpj=`), which each of them would find out for itself otherwise.
     pub timer_hz: Option<u32>,
+    /// Whether the host backs guest memory with huge pages.
+    pub huge_pages: HugePages,
     /// How the machine is described to the guest.
     pub description: Description,
     /// How the kernel is entered.
@@ -62,6 +64,7 @@ impl Default for MachineConfig {
             memory_mib: 512,
             max_memory_mib: None,
             timer_hz: None,
+            huge_pages: HugePages::Host,
             description: Description::Acpi,
             entry: Entry::LongMode,
             disks: Vec::new(),
@@ -121,6 +124,19 @@ impl MachineConfig {
         }
         Ok(())
     }
+}
+
+/// Whether the host backs guest memory with transparent huge pages, of 2 MiB on x86-64: fewer page faults and a shorter walk
+/// for each address, at the price of 2 MiB for the first byte that the guest touches in them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum HugePages {
+    /// As the host does for any program (`/sys/kernel/mm/transparent_hugepage/enabled`).
+    Host,
+    /// Where the host has them for programs that ask.
+    Always,
+    /// Nowhere.
+    Never,
 }
 
 /// How the guest's kernel learns which devices and CPUs there are.
