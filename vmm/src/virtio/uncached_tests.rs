@@ -10,6 +10,7 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 use super::buffers::{Buffers, Segment};
 use super::disk::Disk;
 use super::guest_io;
+use super::uncached::{Uncached, set_direct};
 use crate::config::DiskConfig;
 
 const MEMORY: usize = 4 << 20;
@@ -139,5 +140,26 @@ proptest! {
         other.read_exact_at(&mut bytes, 0).unwrap();
         prop_assert!(bytes == model);
         prop_assert_eq!(other.metadata().unwrap().len(), BYTES as u64);
+    }
+}
+
+/// By hand, as for a filesystem that makes no zeros itself: whole blocks and parts of them, over more than the buffer holds.
+#[test]
+fn zeros_by_hand_touch_nothing_else() {
+    let file = image(BYTES as u64);
+    let uncached = Uncached::new(file.as_file(), BYTES as u64);
+    for (offset, length) in [(512, 512), (4096, 4096), (4608, 7680), (1536, BYTES - 2048)] {
+        if uncached.is_direct() {
+            set_direct(file.as_file(), false).unwrap();
+        }
+        file.as_file().write_all_at(&[9; BYTES], 0).unwrap();
+        if uncached.is_direct() {
+            set_direct(file.as_file(), true).unwrap();
+        }
+        uncached.write_zeros(file.as_file(), offset as u64, length as u64).unwrap();
+        let mut bytes = vec![0; BYTES];
+        File::open(file.path()).unwrap().read_exact_at(&mut bytes, 0).unwrap();
+        let zeros = offset..offset + length;
+        assert!(bytes.iter().enumerate().all(|(at, byte)| *byte == if zeros.contains(&at) { 0 } else { 9 }));
     }
 }
