@@ -46,7 +46,7 @@ fn load_kernel(criterion: &mut Criterion) {
     let directory = tempfile::tempdir().expect("a temporary directory");
     let path = directory.path().join("vmlinux");
     fs::write(&path, vmlinux(KERNEL_BYTES)).expect("room for a kernel");
-    let memory = memory::map(128).expect("128 MiB");
+    let memory = memory::map(128, None).expect("128 MiB");
     let mut group = criterion.benchmark_group("boot");
     group.throughput(Throughput::Bytes(KERNEL_BYTES as u64)).sample_size(20);
     group.bench_function("load_kernel", |bencher| {

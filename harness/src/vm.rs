@@ -232,6 +232,9 @@ impl Boot {
             expected: self.expected,
             searched: false,
         };
+        let limit = Duration::from_secs(if lab::inside() { 240 } else { 20 });
+        let grown = vm.machine().wait_grown(limit);
+        vm.check(grown)?;
         for wanted in &self.distros {
             vm.prepare(wanted)?;
             vm.launch(&wanted.name)?;

@@ -1,6 +1,9 @@
-//! Memory that the guest does not use is the host's.
+//! Memory that the guest does not use is the host's; and a machine grows to its size while it is used already.
+
+use std::time::Duration;
 
 use rstest::rstest;
+use undercroft::{LaunchOptions, Pipes, Program, Root};
 use undercroft_harness::{
     outcome::{Failure, Outcome},
     vm::{Kernel, Vm, boot, guest_test},
@@ -12,6 +15,20 @@ fn resident(vm: &Vm) -> Result<u64, Failure> {
     let rollup = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup"))?;
     let line = rollup.lines().find_map(|l| l.strip_prefix("Rss:")).unwrap_or("0 kB");
     line.trim().trim_end_matches(" kB").parse().map_err(|_| Failure::Harness(format!("{line}: no number")))
+}
+
+/// Waits for the VMM's resident memory to fall below `kept` KiB; gives what it is in the end.
+fn shrinks(vm: &Vm, kept: u64) -> Result<u64, Failure> {
+    let mut after = resident(vm)?;
+    // Free page reporting waits two seconds of the guest's, and goes on in parts.
+    for _ in 0..60 {
+        if after < kept {
+            break;
+        }
+        vm.read("a", "sleep 1")?;
+        after = resident(vm)?;
+    }
+    Ok(after)
 }
 
 #[rstest]
@@ -28,16 +45,115 @@ fn freed_pages_go_back(#[values(Kernel::Stock, Kernel::Tuned)] kernel: Kernel) -
         vm.read("a", "rm /run/m/fill")?;
         // Free blocks of less than 2 MiB are not reported: three quarters of it must come back.
         let kept = before + (full - before) / 4;
-        // Free page reporting waits two seconds of the guest's, and goes on in parts.
-        let mut after = full;
+        let after = shrinks(&vm, kept)?;
+        assert!(after < kept, "{before} → {full} → {after} KiB: freed pages stay with the VMM");
+        vm.power_off()
+    })
+}
+
+/// A number that a script prints.
+fn number(vm: &Vm, script: &str) -> Result<u64, Failure> {
+    let text = vm.read("a", script)?;
+    text.trim().parse().map_err(|_| Failure::Failed(format!("`{script}` printed {text:?}")))
+}
+
+const MEM_TOTAL: &str = "awk '/^MemTotal:/ { print $2 }' /proc/meminfo";
+
+/// More than the machine had at boot is used, all of it comes back when it is free, and memory that is taken away is taken
+/// from what the guest says it has.
+#[rstest]
+fn a_machine_grows_and_shrinks(#[values(Kernel::Stock, Kernel::Tuned)] kernel: Kernel) -> Outcome {
+    guest_test(|suite| {
+        const MIB: u64 = 1024;
+        const SIZE: u64 = 1280;
+        const FILL: u64 = 640;
+        let vm = boot(suite, kernel).cpus(3).memory("1280M").distro("a", &suite.busybox).start()?;
+        let hello = vm.machine().hello();
+        assert_eq!(hello.cpus, 1, "it booted with all its CPUs");
+        assert_eq!(number(&vm, "nproc")?, 3);
+        let boot = vm.check(vm.machine().statistics())?.memory.boot >> 20;
+        assert!(boot < FILL, "the test fills no more than what was there at boot");
+        let total = number(&vm, MEM_TOTAL)?;
+        assert_eq!(total, hello.memory / 1024 + (SIZE - boot) * MIB, "MemTotal");
+        let threads = number(&vm, "cat /proc/sys/kernel/threads-max")?;
+        assert_eq!(threads, total / 128, "a thread for each 128 KiB");
+
+        let before = resident(&vm)?;
+        vm.read(
+            "a",
+            &format!(
+                "mkdir -p /run/m; mount -t tmpfs -o size=90% m /run/m; \
+            dd if=/dev/zero of=/run/m/fill bs=1M count={FILL} 2>/dev/null"
+            ),
+        )?;
+        let full = resident(&vm)?;
+        assert!(full >= before + (FILL - 10) * MIB, "{before} → {full} KiB");
+        vm.read("a", "rm /run/m/fill; umount /run/m")?;
+        let kept = before + (full - before) / 4;
+        let after = shrinks(&vm, kept)?;
+        assert!(after < kept, "{before} → {full} → {after} KiB: freed pages stay with the VMM");
+
+        vm.check(vm.machine().set_memory(boot + 128))?;
+        let mut plugged = u64::MAX;
         for _ in 0..60 {
-            vm.read("a", "sleep 1")?;
-            after = resident(&vm)?;
-            if after < kept {
+            plugged = vm.check(vm.machine().statistics())?.memory.plugged >> 20;
+            if plugged <= 256 {
                 break;
             }
+            vm.read("a", "sleep 1")?;
         }
-        assert!(after < kept, "{before} → {full} → {after} KiB: freed pages stay with the VMM");
+        // What the kernel itself uses of it cannot be moved: it comes close.
+        assert!(plugged <= 256, "{plugged} MiB are still plugged, and 128 were asked for");
+        let less = number(&vm, MEM_TOTAL)?;
+        assert!(less <= hello.memory / 1024 + 256 * MIB, "MemTotal is still {less} KiB");
+        vm.check(vm.machine().wait_grown(Duration::ZERO))?;
+        vm.power_off()
+    })
+}
+
+/// KiB of a file in the host's page cache (util-linux's fincore, which every host has).
+fn cached(path: &std::path::Path) -> Result<u64, Failure> {
+    let output = std::process::Command::new("fincore").args(["-nbr", "-o", "RES"]).arg(path).output()?;
+    let text = String::from_utf8_lossy(&output.stdout).trim().to_owned();
+    text.parse::<u64>().map(|bytes| bytes / 1024).map_err(|_| Failure::Harness(format!("fincore: {text:?}")))
+}
+
+/// What a distribution writes, and reads again when its own cache is gone, is not in the host's page cache too; unless that is
+/// wanted, which shows that this test looks at the right thing.
+#[rstest]
+#[case::past_the_page_cache(false)]
+#[case::through_the_page_cache(true)]
+fn the_hosts_page_cache_holds_no_second_copy(#[case] page_cache: bool) -> Outcome {
+    guest_test(|suite| {
+        const MIB: u64 = 64;
+        let vm = boot(suite, Kernel::Tuned).with(move |c| c.page_cache = page_cache).start()?;
+        // Not in a temporary folder, which may be a tmpfs: that is a page cache.
+        let folder = tempfile::Builder::new().prefix("page-cache-").tempdir_in(&suite.logs)?;
+        let path = folder.path().join("disk.raw");
+        let disk = vm.try_import(&path, &suite.busybox);
+        let disk = vm.check(disk)?;
+        for script in
+            [format!("dd if=/dev/urandom of=/f bs=1M count={MIB} conv=fsync"), "cat /f > /dev/null".into()]
+        {
+            let root = Root::Flat { disk: disk.clone() };
+            let launched = vm.machine().launch(&LaunchOptions::new("a", root));
+            let a = vm.check(launched)?;
+            let session = vm.check(a.exec(&Program::new(["/bin/sh", "-c", &script]), Pipes::ALL))?;
+            let output = vm.check(session.output(Vec::new()))?;
+            assert_eq!(output.status.shell(), 0, "{}", String::from_utf8_lossy(&output.stderr));
+            // Its file system is unmounted, and the guest's cache of it gone.
+            let stopped = a.terminate(Duration::from_secs(60));
+            vm.check(stopped)?;
+            let kept = cached(&path)? / 1024;
+            if page_cache {
+                assert!(
+                    kept >= MIB,
+                    "`{script}`: {kept} MiB are in the page cache; the control finds nothing"
+                );
+            } else {
+                assert!(kept <= MIB / 16, "`{script}`: {kept} MiB are in the host's page cache");
+            }
+        }
         vm.power_off()
     })
 }

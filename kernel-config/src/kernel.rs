@@ -10,6 +10,8 @@ use serde::{Deserialize, Serialize};
 use crate::{Error, cache, tuned};
 
 const MANIFEST: &str = "manifest.json";
+/// The configuration that it was built with, where that is known.
+pub(crate) const CONFIG: &str = "config";
 
 /// Where a kernel comes from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -56,6 +58,14 @@ pub struct Kernel {
     /// Parameters that this kernel boots faster with on any machine; may be empty. See also
     /// [`command_line_for`](Self::command_line_for).
     pub command_line: String,
+    /// Ticks that it counts in a second (its `CONFIG_HZ`), where its configuration is known. Like the next it is found out when
+    /// the kernel is loaded, and no part of its manifest.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timer_hz: Option<u32>,
+    /// Whether it is known to have virtio-mem, built in or as a module in the initramfs: it can boot with little memory and
+    /// grow.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub grows: bool,
 }
 
 impl Kernel {
@@ -66,6 +76,10 @@ impl Kernel {
         let mut kernel: Self = serde_json::from_slice(&text)
             .map_err(|e| Error::io("understand", &path)(std::io::Error::from(e)))?;
         kernel.each_path(|path| *path = directory.join(&*path));
+        let config = fs::read_to_string(directory.join(CONFIG)).unwrap_or_default();
+        kernel.timer_hz = timer_hz(&config);
+        kernel.grows = config.lines().any(|line| line == "CONFIG_VIRTIO_MEM=y")
+            || kernel.initramfs_modules.iter().any(|path| path.to_string_lossy().ends_with("virtio_mem.ko"));
         if kernel.kind == Kind::Tuned {
             kernel.description = tuned::DESCRIPTION;
             kernel.command_line = tuned::COMMAND_LINE.into();
@@ -75,17 +89,27 @@ impl Kernel {
 
     /// [`command_line`](Self::command_line), and what else suits a machine of this size.
     ///
-    /// With one CPU, the tuned kernel leaves `lock` prefixes alone (5 million instructions of patching). Above 3 GiB it is
-    /// told to clear no 64 MiB of bounce buffers, which virtio devices that reach all memory never use (24 million).
+    /// Of several CPUs only the first is started; the others are mini-init's to start, when the host has been greeted.
+    /// `lock` prefixes stay as they are: with one CPU running, patching them away would cost 5 million instructions, and
+    /// patching them back as many when the next one starts. A kernel that somebody ships is told so only where it
+    /// saves the second time.
+    ///
+    /// A tuned kernel with more than 3 GiB at boot is told to clear no 64 MiB of bounce buffers, which virtio devices that
+    /// reach all memory never use (24 million).
     pub fn command_line_for(&self, cpus: u8, memory_mib: u64) -> String {
         let mut line = self.command_line.clone();
-        if self.kind == Kind::Tuned {
-            if cpus == 1 {
-                line.push_str(" noreplace-smp");
-            }
-            if memory_mib > 3072 {
-                line.push_str(" swiotlb=noforce");
-            }
+        let mut add = |parameter: &str| {
+            line.push_str(if line.is_empty() { "" } else { " " });
+            line.push_str(parameter);
+        };
+        if cpus > 1 {
+            add("maxcpus=1");
+        }
+        if cpus > 1 || self.kind == Kind::Tuned {
+            add("noreplace-smp");
+        }
+        if memory_mib > 3072 && self.kind == Kind::Tuned {
+            add("swiotlb=noforce");
         }
         line
     }
@@ -111,12 +135,17 @@ impl Kernel {
     }
 }
 
+/// What a kernel's configuration says of its timer.
+fn timer_hz(config: &str) -> Option<u32> {
+    config.lines().find_map(|line| line.strip_prefix("CONFIG_HZ="))?.trim().parse().ok()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn only_the_tuned_kernel_gets_parameters_for_the_machines_size() {
+    fn parameters_suit_the_machines_size() {
         let mut kernel = Kernel {
             image: PathBuf::new(),
             release: String::new(),
@@ -126,11 +155,15 @@ mod tests {
             modules_disk: None,
             description: Description::CommandLine,
             command_line: "quick".into(),
+            timer_hz: None,
+            grows: false,
         };
         assert_eq!(kernel.command_line_for(1, 512), "quick noreplace-smp");
-        assert_eq!(kernel.command_line_for(2, 4096), "quick swiotlb=noforce");
+        assert_eq!(kernel.command_line_for(2, 4096), "quick maxcpus=1 noreplace-smp swiotlb=noforce");
         kernel.kind = Kind::Stock;
-        assert_eq!(kernel.command_line_for(1, 8192), "quick");
+        kernel.command_line.clear();
+        assert_eq!(kernel.command_line_for(1, 8192), "");
+        assert_eq!(kernel.command_line_for(4, 8192), "maxcpus=1 noreplace-smp");
     }
 
     #[test]
@@ -147,13 +180,20 @@ mod tests {
             modules_disk: Some(before.join("modules.ext4")),
             description: Description::Acpi,
             command_line: String::new(),
+            timer_hz: None,
+            grows: false,
         };
         kernel.save(&before).unwrap();
+        fs::write(before.join(CONFIG), "# CONFIG_HZ_100 is not set\nCONFIG_HZ_250=y\nCONFIG_HZ=250\n")
+            .unwrap();
         let after = dir.path().join("after");
         fs::rename(&before, &after).unwrap();
         let loaded = Kernel::load(&after).unwrap();
         assert_eq!(loaded.image, after.join("vmlinux"));
         assert_eq!(loaded.initramfs_modules, [after.join("modules/ext4.ko")]);
         assert_eq!(loaded.modules_disk, Some(after.join("modules.ext4")));
+        assert_eq!((loaded.timer_hz, loaded.grows), (Some(250), false));
+        fs::write(after.join(CONFIG), "CONFIG_VIRTIO_MEM=y\n").unwrap();
+        assert!(Kernel::load(&after).unwrap().grows);
     }
 }

@@ -20,7 +20,7 @@ const NEEDED: &[&str] =
     &["virtio_mmio", "virtio_blk", "ext4", "virtio_scsi", "sd_mod", "vmw_vsock_virtio_transport", "overlay"];
 
 /// What it loads early if there is such a module.
-const WELCOME: &[&str] = &["virtio_rng", "virtio_balloon", "virtio_console", "pvpanic_mmio"];
+const WELCOME: &[&str] = &["virtio_rng", "virtio_balloon", "virtio_mem", "virtio_console", "pvpanic_mmio"];
 
 /// Where a distribution's kernel has the modules that a guest without hardware can have a use for; the rest (thousands
 /// of drivers) does not go onto the modules disk unless one of these depends on it.

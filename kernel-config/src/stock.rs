@@ -9,7 +9,7 @@ use std::{
 use sha2::{Digest as _, Sha256};
 
 use crate::{
-    Description, Error, Kernel, Kind, apt, cache,
+    Description, Error, Kernel, Kind, apt, cache, kernel,
     modules::{Choice, Tree},
     modules_disk, payload, release,
 };
@@ -18,7 +18,7 @@ use crate::{
 const PACKAGE: &str = r"^linux-image-6\.12\.[^ ]*-cloud-amd64-unsigned$";
 
 /// Ends the names of cache entries; changes when what is in them does, so that old ones are made anew.
-const LAYOUT: &str = "-2";
+const LAYOUT: &str = "-3";
 
 /// Kernels older than this lack what mini-init builds on (mount_setattr with idmapped mounts of ext4, cgroup.kill).
 const OLDEST: &str = "6.1";
@@ -64,7 +64,10 @@ fn host_kernel(image: &Path, modules: &Path) -> Result<Kernel, Error> {
     let release = modules.file_name().unwrap_or_default().to_string_lossy().into_owned();
     let key = format!("host-{release}-{}{LAYOUT}", &digest(image)?[..12]);
     let directory = cache::obtain("kernels", &key, |dir| {
-        assemble(dir, image, Some((modules, &release)), Kind::Stock, &format!("this machine's {release}"))
+        assemble(dir, image, Some((modules, &release)), Kind::Stock, &format!("this machine's {release}"))?;
+        // Not every distribution puts it there.
+        let _ = fs::copy(format!("/boot/config-{release}"), dir.join(kernel::CONFIG));
+        Ok(())
     })?;
     Kernel::load(&directory)
 }
@@ -91,7 +94,7 @@ fn debian() -> Result<Kernel, Error> {
         assemble(dir, &image, Some((&modules, &release)), Kind::Stock, &origin)?;
         let config = boot.join(format!("config-{release}"));
         if config.exists() {
-            fs::copy(&config, dir.join("config")).map_err(Error::io("copy", &config))?;
+            fs::copy(&config, dir.join(kernel::CONFIG)).map_err(Error::io("copy", &config))?;
         }
         cache::remove_all(&scratch)
     })?;
@@ -135,6 +138,8 @@ fn assemble(
         modules_disk: None,
         description: Description::Acpi,
         command_line: String::new(),
+        timer_hz: None,
+        grows: false,
     };
     match modules {
         Some((modules, release)) => {

@@ -12,7 +12,7 @@ use sha2::{Digest as _, Sha256};
 use crate::{
     Description, Error, Kernel, Kind, cache,
     fragments::{self, Fragment},
-    kbuild,
+    kbuild, kernel,
     merge::{Config, Lost, Merged},
     modules::{Choice, Tree},
     modules_disk, program,
@@ -220,7 +220,7 @@ fn collect(build: &Path, dir: &Path, tarball: &Tarball, id: &str) -> Result<(), 
         fs::copy(&from, dir.join(to)).map_err(Error::io("copy", &from))
     };
     copy("System.map", "System.map")?;
-    copy(".config", "config")?;
+    copy(".config", kernel::CONFIG)?;
     let image = dir.join("vmlinux");
     let mut strip = program::command("objcopy");
     strip.arg("--strip-all").arg(build.join("vmlinux")).arg(&image);
@@ -245,6 +245,8 @@ fn collect(build: &Path, dir: &Path, tarball: &Tarball, id: &str) -> Result<(), 
         modules_disk: Some(disk),
         description: DESCRIPTION,
         command_line: COMMAND_LINE.into(),
+        timer_hz: None,
+        grows: false,
     };
     kernel.save(dir)
 }

@@ -167,12 +167,13 @@ mod tests {
 
     fn distribution(pid: Pid) -> Distribution {
         Distribution {
-            pid,
+            pid: Some(pid),
             name: "test".into(),
             device: "/dev/null".into(),
             launched: true,
             kill_at: None,
             asked_by: Vec::new(),
+            told_to_stop: None,
             status: None,
         }
     }

@@ -71,6 +71,8 @@ fn unpack_all(what: &Import, place: &Path, mouth: &mut Mouth) -> Result<Imported
         kind: FailureKind::NotARoot,
         message: format!("the archive's content: {reason}"),
     })?;
+    // mke2fs made it; e2fsck makes another if it finds something.
+    let _ = fs::remove_dir(place.join("lost+found"));
     unpack::flush(place).map_err(|error| match error.raw_os_error() {
         Some(libc::ENOSPC | libc::EDQUOT) => Failure {
             kind: FailureKind::NoSpace,

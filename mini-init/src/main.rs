@@ -10,6 +10,7 @@ mod archive;
 mod disk;
 mod distribution;
 mod early;
+mod grow;
 mod import;
 mod jobs;
 mod kernel_log;
@@ -43,6 +44,7 @@ fn main() {
     power::off_when_panicking();
     let mut warnings = log::Warnings::default();
     early::prepare(&mut warnings);
+    grow::prepare();
     modules::load_initramfs(&mut warnings);
     network::loopback_up(&mut warnings);
     marks.push(clock::mark("mini-init: machine prepared"));

@@ -28,7 +28,7 @@ use undercroft_protocol::{
 use crate::{
     disk,
     distribution::{self, Distribution},
-    import,
+    grow, import,
     jobs::{self, Job, Purpose, Word},
     launch, log, modprobe, power,
 };
@@ -180,6 +180,14 @@ impl Server {
             Command::AttachDisk(address) => work(&|| disk::attach(&address)),
             Command::DetachDisk(address) => work(&|| disk::detach(&address)),
             Command::Modules { disk } => work(&|| modprobe::serve_from(&disk)),
+            Command::Grow { memory, limit_ms } => {
+                grow::raise_limits(memory);
+                let limit = Duration::from_millis(limit_ms.into());
+                // Nobody may be waiting for the answer.
+                jobs::start(Purpose::Request(id), |mouth| {
+                    grow::grow(memory, limit).inspect_err(|failure| mouth.warn(failure.message.clone()))
+                })
+            }
             Command::Import(what) => jobs::start(Purpose::Request(id), |mouth| import::run(&what, mouth)),
             Command::Launch(what) => self.launch(id, &what),
             Command::Terminate { distribution, grace_ms } => {

@@ -46,6 +46,14 @@ pub enum Command {
         /// Milliseconds that the distributions get, together.
         grace_ms: u32,
     },
+    /// Start the CPUs that are not running, and wait for memory that the VMM is adding: answered with [`Done::Nothing`] when
+    /// all of it is in use.
+    Grow {
+        /// Bytes of memory that the kernel will have to give away then (MemTotal).
+        memory: u64,
+        /// Milliseconds after which it is a failure that it has not.
+        limit_ms: u32,
+    },
 }
 
 /// Where a disk of the VM is found.

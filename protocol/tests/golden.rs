@@ -82,6 +82,7 @@ fn the_bytes_of_each_message() {
         ),
         ("terminate", Command::Terminate { distribution: 1, grace_ms: 1000 }),
         ("power off", Command::PowerOff { grace_ms: 1000 }),
+        ("grow", Command::Grow { memory: 8 << 30, limit_ms: 1000 }),
     ] {
         line(o, &format!("request {name}"), &Request { id: 5, command });
     }

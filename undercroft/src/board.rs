@@ -48,7 +48,7 @@ pub(crate) struct State {
     /// Requests to mini-init that wait.
     pub(crate) replies: HashMap<u64, Option<std::result::Result<Done, Failure>>>,
     /// Requests to the VMM that wait.
-    pub(crate) vmm_replies: HashMap<u64, Option<std::result::Result<(), String>>>,
+    pub(crate) vmm_replies: HashMap<u64, Option<std::result::Result<serde_json::Value, String>>>,
     /// What the VMM said of its end on the control socket.
     pub(crate) vmm_end: Option<Cause>,
     /// Entries and bytes of the import that runs.

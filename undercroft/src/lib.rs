@@ -56,7 +56,7 @@ pub use disk::NewDisk;
 pub use distribution::{Distribution, LaunchOptions, Pipes};
 pub use error::{Cause, Ending, Error, Result};
 pub use import::Archive;
-pub use kernel::machine_config;
+pub use kernel::{BOOT_MEMORY_MIB, machine_config};
 pub use machine::{Machine, MachineOptions, PowerOff, Stopper};
 pub use session::{Control, Input, Output, Program, Session, Streams};
 pub use signals::Signals;

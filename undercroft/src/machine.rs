@@ -15,7 +15,11 @@ use undercroft_protocol::{
     opening::GuestHello,
     port,
 };
-use undercroft_vmm::config::{MachineConfig, Output, VsockConfig};
+use undercroft_vmm::{
+    config::{MachineConfig, Output, VsockConfig},
+    control::Statistics,
+    virtio::mem::BLOCK,
+};
 
 pub use crate::vmm::Stopper;
 use crate::{
@@ -23,7 +27,7 @@ use crate::{
     console::Log,
     distribution::{Distribution, LaunchOptions},
     error::{Cause, Ending, Error, Result},
-    guest::{Guest, wrong},
+    guest::{Guest, Pending, wrong},
     import::{Archive, Progress},
     store::{Attached, Disks, Held, Unpack},
     timeline::Timeline,
@@ -60,6 +64,8 @@ pub struct Machine {
     luns: Mutex<BTreeSet<u16>>,
     users: UserRanges,
     disks: Disks,
+    /// The request to grow, until it was answered.
+    growing: Mutex<Option<Pending>>,
     // Last: the sockets and logs in it go after everything that uses them.
     _directory: tempfile::TempDir,
 }
@@ -74,7 +80,8 @@ pub struct PowerOff {
 }
 
 impl Machine {
-    /// Starts the VMM and waits until mini-init has said hello.
+    /// Starts the VMM and waits until mini-init has said hello. The machine may still be growing then: to the CPUs and the
+    /// memory of its configuration ([`wait_grown`](Self::wait_grown)).
     pub fn start(options: MachineOptions) -> Result<Self> {
         Self::start_with(options, |_| ())
     }
@@ -100,6 +107,7 @@ impl Machine {
         config.scsi = true;
         config.vsock = Some(VsockConfig { cid: GUEST_CID as u32, socket });
         config.serial = Output::File(log.path);
+        let (cpus, boot_mib, most_mib) = (config.cpus, config.memory_mib, config.max_memory_mib);
         let vmm = Vmm::start(&options.vmm, config, kept.join("vmm.log"), &board)?;
         running(vmm.stopper());
         let hello = guest.greet(guest.limit(30))?;
@@ -110,8 +118,10 @@ impl Machine {
             luns: Mutex::default(),
             users: UserRanges::default(),
             disks: Disks::default(),
+            growing: Mutex::default(),
             _directory: directory,
         };
+        machine.grow(cpus, boot_mib, most_mib.unwrap_or(boot_mib))?;
         if let Some(path) = options.modules_disk {
             let file = File::open(&path).map_err(|source| Error::File { what: "open", path, source })?;
             let disk = machine.attach_disk(&file, true)?;
@@ -119,6 +129,53 @@ impl Machine {
             machine.guest.ask_nothing("use the kernel's modules", Command::Modules { disk }, limit)?;
         }
         Ok(machine)
+    }
+
+    /// Begins to make the machine what it is to be: it has booted with one CPU and little memory, because a boot's cost
+    /// grows with both.
+    fn grow(&self, cpus: u8, boot_mib: u64, most_mib: u64) -> Result<()> {
+        let more = (most_mib - boot_mib.min(most_mib)) << 20;
+        if cpus == 1 && more == 0 {
+            return Ok(());
+        }
+        let limit = self.guest.limit(60);
+        if more > 0 {
+            self.vmm.set_memory(most_mib, self.guest.limit(10))?;
+        }
+        let command = Command::Grow {
+            memory: self.hello.memory + more / BLOCK * BLOCK,
+            limit_ms: u32::try_from(limit.as_millis()).unwrap_or(u32::MAX),
+        };
+        *self.growing.lock().unwrap_or_else(PoisonError::into_inner) = Some(self.guest.send(command)?);
+        Ok(())
+    }
+
+    /// Waits until the machine has all its CPUs and its memory. What it could not get is told once, here or, if nobody
+    /// waits, as a [warning](Self::warnings).
+    pub fn wait_grown(&self, limit: Duration) -> Result<()> {
+        const WHAT: &str = "grow";
+        let mut growing = self.growing.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(pending) = growing.as_ref() else { return Ok(()) };
+        let outcome =
+            self.guest.board.wait("the machine to grow", Some(limit), |state| pending.look(WHAT, state));
+        if !matches!(outcome, Err(Error::Timeout { .. })) {
+            *growing = None;
+        }
+        match outcome? {
+            Done::Nothing => Ok(()),
+            other => Err(wrong(WHAT, &other)),
+        }
+    }
+
+    /// Asks the guest to have so many MiB of memory, from what it booted with to what its configuration allows. It gets
+    /// there in its own time, down only as far as it can do without; [`statistics`](Self::statistics) tell.
+    pub fn set_memory(&self, mib: u64) -> Result<()> {
+        self.vmm.set_memory(mib, self.guest.limit(10))
+    }
+
+    /// How the VMM says the machine is.
+    pub fn statistics(&self) -> Result<Statistics> {
+        self.vmm.statistics(self.guest.limit(10))
     }
 
     /// What mini-init said of itself.

@@ -24,7 +24,7 @@ use nix::sys::{
 use undercroft_protocol::opening::Mark;
 use undercroft_vmm::{
     End, MachineConfig,
-    control::{Action, Event, Message, Request, Started},
+    control::{Action, Event, Message, Request, Started, Statistics},
 };
 
 use crate::{
@@ -184,11 +184,22 @@ impl Vmm {
         disk: BorrowedFd<'_>,
         limit: Duration,
     ) -> Result<()> {
-        self.ask("attach a disk", Action::Attach { lun, read_only }, Some(disk), limit)
+        self.ask("attach a disk", Action::Attach { lun, read_only }, Some(disk), limit).map(drop)
     }
 
     pub(crate) fn detach(&self, lun: u16, limit: Duration) -> Result<()> {
-        self.ask("detach a disk", Action::Detach { lun }, None, limit)
+        self.ask("detach a disk", Action::Detach { lun }, None, limit).map(drop)
+    }
+
+    /// The guest is to have so many MiB of memory; that it does is not waited for.
+    pub(crate) fn set_memory(&self, mib: u64, limit: Duration) -> Result<()> {
+        self.ask("change the machine's memory", Action::Memory { mib }, None, limit).map(drop)
+    }
+
+    pub(crate) fn statistics(&self, limit: Duration) -> Result<Statistics> {
+        const WHAT: &str = "say how the machine is";
+        let value = self.ask(WHAT, Action::Statistics, None, limit)?;
+        serde_json::from_value(value).map_err(|e| Error::Vmm { what: WHAT, message: e.to_string() })
     }
 
     fn ask(
@@ -197,7 +208,7 @@ impl Vmm {
         action: Action,
         fd: Option<BorrowedFd<'_>>,
         limit: Duration,
-    ) -> Result<()> {
+    ) -> Result<serde_json::Value> {
         let id = self.next.fetch_add(1, Ordering::Relaxed);
         let mut line = serde_json::to_vec(&Request { id, action })
             .map_err(|e| Error::System { what: "write down a request to the VMM", source: e.into() })?;
@@ -285,9 +296,9 @@ fn read_control(control: UnixStream, board: &Board) {
 
 fn hear(message: Message, board: &Board) {
     board.update(|state| match message {
-        Message::Done { id, .. } => {
+        Message::Done { id, ok } => {
             if let Some(place @ None) = state.vmm_replies.get_mut(&id) {
-                *place = Some(Ok(()));
+                *place = Some(Ok(ok));
             }
         }
         Message::Failed { id, error } => {

@@ -37,7 +37,10 @@ const FIELDS: &[Field] = &[
     field("initramfs", Kind::Text, "PATH  an initramfs, loaded as it is"),
     field("command_line", Kind::Text, "TEXT  the kernel's command line"),
     field("cpus", Kind::Number, "N  virtual CPUs, 1 to 64"),
-    field("memory_mib", Kind::Number, "N  guest memory in MiB, at least 32"),
+    field("memory_mib", Kind::Number, "N  guest memory at boot in MiB, at least 32"),
+    field("max_memory_mib", Kind::Number, "N  what it can grow to while the machine runs, in MiB"),
+    field("timer_hz", Kind::Number, "N  the kernel's CONFIG_HZ: spares CPUs that start later a calibration"),
+    field("huge_pages", Kind::Text, "host | always | never  whether huge pages back guest memory"),
     field(
         "description",
         Kind::Text,
@@ -47,6 +50,7 @@ const FIELDS: &[Field] = &[
     field("disks.N.path", Kind::Text, "PATH  a raw file or block device, present from the boot on"),
     field("disks.N.read_only", Kind::Flag, "true | false  whether writes are refused"),
     field("disks.N.serial", Kind::Text, "TEXT  the disk's serial number, at most 20 characters"),
+    field("page_cache", Kind::Flag, "true | false  the host's page cache holds a second copy of disks"),
     field("scsi", Kind::Flag, "true | false  a SCSI controller for disks that come and go"),
     field("vsock.cid", Kind::Number, "N  the guest's context id, at least 3"),
     field("vsock.socket", Kind::Text, "PATH  the unix socket, and the beginning of its ports' paths"),
@@ -291,6 +295,8 @@ mod tests {
         }
         let full = |output: Output| MachineConfig {
             disks: vec![DiskConfig::default()],
+            max_memory_mib: Some(1024),
+            timer_hz: Some(100),
             vsock: Some(VsockConfig { cid: 3, socket: "/s".into() }),
             balloon: Some(BalloonConfig::default()),
             serial: output.clone(),

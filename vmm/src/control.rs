@@ -32,7 +32,8 @@ pub struct Request {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Action {
-    /// The file descriptor that comes along becomes a logical unit of the SCSI controller.
+    /// The file descriptor that comes along becomes a logical unit of the SCSI controller. The open file, which the sender
+    /// may still have, is read and written directly (O_DIRECT) from then on, if it can be and `page_cache` is off.
     Attach {
         /// Its number, 0 to 255.
         lun: u16,
@@ -47,6 +48,11 @@ pub enum Action {
     /// The balloon is to be this large.
     Balloon {
         /// MiB that the guest is to give up.
+        mib: u64,
+    },
+    /// The guest is to have so much memory: that of the boot, and what is plugged.
+    Memory {
+        /// MiB, from the configuration's `memory_mib` to its `max_memory_mib`.
         mib: u64,
     },
     /// Says how the machine is ([`Statistics`]).
@@ -119,6 +125,19 @@ pub struct Statistics {
     pub exits: Exits,
     /// Each vCPU's share, by number.
     pub vcpus: Vec<Exits>,
+    /// Its memory.
+    pub memory: Memory,
+}
+
+/// The guest's memory, in bytes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Memory {
+    /// What it had at boot, and keeps.
+    pub boot: u64,
+    /// What it has plugged besides.
+    pub plugged: u64,
+    /// What it is to have plugged; it gets there as far as it can, in its own time.
+    pub requested: u64,
 }
 
 /// A line longer than this is no request.

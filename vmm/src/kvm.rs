@@ -11,6 +11,7 @@ use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::arch;
+use crate::config::HugePages;
 use crate::memory::GuestMemory;
 
 /// The version of KVM's interface, the same since Linux 2.6.22.
@@ -73,14 +74,24 @@ pub struct Vm {
 }
 
 impl Vm {
-    /// Makes a VM with `memory` and the architecture's interrupt controllers.
+    /// Makes a VM with `memory`, backed as `huge_pages` has it, and the architecture's interrupt controllers.
     ///
     /// # Errors
     /// KVM's.
-    pub fn new(kvm: &Kvm, memory: GuestMemory) -> Result<Self, crate::machine::Error> {
+    pub fn new(kvm: &Kvm, memory: GuestMemory, huge_pages: HugePages) -> Result<Self, crate::machine::Error> {
         let fd = kvm.create_vm().map_err(call("KVM_CREATE_VM"))?;
         let vm = Self { fd, memory };
         for (slot, region) in vm.memory.iter().enumerate() {
+            let advice = match huge_pages {
+                HugePages::Host => None,
+                HugePages::Always => Some(libc::MADV_HUGEPAGE),
+                HugePages::Never => Some(libc::MADV_NOHUGEPAGE),
+            };
+            if let Some(advice) = advice {
+                // SAFETY: the range is the region's own mapping; the advice changes no byte of it. A host without huge pages
+                // refuses it, and has none anyway.
+                unsafe { libc::madvise(region.as_ptr().cast(), region.len() as usize, advice) };
+            }
             let region = kvm_userspace_memory_region {
                 slot: slot as u32,
                 flags: 0,

@@ -15,13 +15,15 @@ use crate::arch::{self, CpuModel, Platform, Protocol, layout};
 use crate::bus::{self, Bus};
 use crate::config::{Description, Entry, MachineConfig, Output};
 use crate::confine::{self, ThreadKind};
-use crate::control::{self, Control, Ended, Event, Message, Started, Statistics};
+use crate::control::{self, Control, Ended, Event, Memory, Message, Started, Statistics};
 use crate::devices::{Cmos, Console, I8042, PanicWatch, Power, Pvpanic, Serial};
 use crate::end::End;
 use crate::kvm::{self, Vm};
+use crate::memory::Growth;
 use crate::slots::Slots;
 use crate::supervise::{self, Input};
 use crate::vcpu::{self, Counters, Exits, Vcpu};
+use crate::virtio::mem::MemControl;
 use crate::{boot, memory};
 
 /// Why a machine could not be made or run.
@@ -129,6 +131,10 @@ pub struct Machine {
     pub(crate) input: Option<Input>,
     watch: PanicWatch,
     started: Started,
+    /// In bytes.
+    boot_memory: u64,
+    /// Of disks that are attached.
+    pub(crate) page_cache: bool,
     seccomp: crate::config::Seccomp,
     // Last, so that guest memory is unmapped after all that works on it.
     vm: Vm,
@@ -157,23 +163,30 @@ impl Machine {
         config.check().map_err(Error::Config)?;
         let control = config.control_fd.map(Control::from_fd).transpose()?;
         let kvm = kvm::open()?;
-        let vm = Vm::new(&kvm, memory::map(config.memory_mib)?)?;
+        let growth =
+            memory::growth(config.memory_mib << 20, config.max_memory_mib.unwrap_or(config.memory_mib) << 20);
+        let vm = Vm::new(&kvm, memory::map(config.memory_mib, growth)?, config.huge_pages)?;
         started.vm = now();
 
         let ending = Ending::new().map_err(system("make an eventfd"))?;
         let watch = PanicWatch::default();
         let (serial, ports) = ports(&config, &vm, &ending, &watch)?;
         let mut mmio = Bus::default();
-        let slots = Slots::new(&config, &vm, &mut mmio, &watch)?;
-        let (protocol, entry) = load(&config, &vm, slots.transports.len())?;
+        let slots = Slots::new(&config, growth, &vm, &mut mmio, &watch)?;
+        let fds = (0..config.cpus).map(|index| vm.vcpu(index)).collect::<Result<Vec<_>, _>>()?;
+        // Only CPUs that start later need to be told; the first knows from the clock.
+        let delay = match (config.timer_hz, fds.as_slice()) {
+            (Some(hz), [first, _, ..]) => arch::delay_parameter(first, hz).unwrap_or_default(),
+            _ => String::new(),
+        };
+        let (protocol, entry) = load(&config, &vm, slots.transports.len(), &delay, growth)?;
         started.kernel = now();
 
         let (ports, mmio) = (Arc::new(ports), Arc::new(mmio));
         let model = CpuModel::new(&kvm, config.cpus)?;
         let mut vcpus = Vec::new();
         let mut all_counters = Vec::new();
-        for index in 0..config.cpus {
-            let fd = vm.vcpu(index)?;
+        for (index, fd) in (0..config.cpus).zip(fds) {
             model.configure(&fd, index, vm.memory(), protocol, entry)?;
             let counters = Arc::new(Counters::default());
             all_counters.push(counters.clone());
@@ -200,6 +213,8 @@ impl Machine {
             input,
             watch,
             started,
+            boot_memory: config.memory_mib << 20,
+            page_cache: config.page_cache,
             seccomp: config.seccomp,
             vm,
         })
@@ -280,7 +295,28 @@ impl Machine {
     /// How the machine is.
     pub fn statistics(&self) -> Statistics {
         let vcpus: Vec<Exits> = self.counters.iter().map(|counters| counters.read()).collect();
-        Statistics { exits: vcpus.iter().copied().fold(Exits::default(), std::ops::Add::add), vcpus }
+        let plugged = self.slots.mem.as_ref().map_or(0, MemControl::plugged);
+        let requested = self.slots.mem.as_ref().map_or(0, MemControl::requested);
+        Statistics {
+            exits: vcpus.iter().copied().fold(Exits::default(), std::ops::Add::add),
+            vcpus,
+            memory: Memory { boot: self.boot_memory, plugged, requested },
+        }
+    }
+
+    /// Asks the guest to have so many MiB of memory.
+    pub(crate) fn set_memory(&self, mib: u64) -> Result<(), String> {
+        let boot = self.boot_memory >> 20;
+        let more = mib.checked_sub(boot).ok_or_else(|| {
+            format!("mib = {mib}: the machine has {boot} MiB from the boot on; a balloon takes of those")
+        })?;
+        match &self.slots.mem {
+            Some(mem) => mem.request(more.saturating_mul(1 << 20)).map_err(|most| {
+                format!("mib = {mib}: the machine can have {boot} to {}", boot + (most >> 20))
+            }),
+            None if more == 0 => Ok(()),
+            None => Err("the machine's memory cannot grow; start it with max_memory_mib".into()),
+        }
     }
 }
 
@@ -336,7 +372,15 @@ fn ports(
 }
 
 /// Loads kernel and initramfs and writes the tables; says how and where the kernel is entered.
-fn load(config: &MachineConfig, vm: &Vm, virtio_devices: usize) -> Result<(Protocol, u64), Error> {
+///
+/// `delay` is a parameter of the command line, or nothing.
+fn load(
+    config: &MachineConfig,
+    vm: &Vm,
+    virtio_devices: usize,
+    delay: &str,
+    growth: Option<Growth>,
+) -> Result<(Protocol, u64), Error> {
     let boot = |source| Error::Boot { path: config.kernel.clone(), source };
     let image = boot::load_kernel(&config.kernel, vm.memory()).map_err(boot)?;
     let initramfs = match &config.initramfs {
@@ -348,6 +392,7 @@ fn load(config: &MachineConfig, vm: &Vm, virtio_devices: usize) -> Result<(Proto
         Entry::Pvh => (Protocol::Pvh, image.pvh_entry.ok_or_else(|| boot(boot::Error::NoPvhEntry))?),
     };
     let mut command_line = arch::command_line_prefix(config.description, virtio_devices);
+    command_line += delay;
     command_line += &config.command_line;
     let platform = Platform {
         description: config.description,
@@ -356,6 +401,7 @@ fn load(config: &MachineConfig, vm: &Vm, virtio_devices: usize) -> Result<(Proto
         command_line: &command_line,
         initramfs,
         protocol,
+        growth: growth.map(|growth| growth.address),
     };
     arch::describe(vm.memory(), &platform)?;
     Ok((protocol, entry))

@@ -22,6 +22,17 @@ pub enum Error {
     },
 }
 
+/// The region that memory may be plugged into while the machine runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Growth {
+    /// Where it begins; a multiple of [`layout::GROWTH_ALIGN`], above all other RAM.
+    pub address: GuestAddress,
+    /// Its size in bytes, rounded up to [`layout::GROWTH_ALIGN`]: Linux adds nothing smaller.
+    pub bytes: u64,
+    /// How many of them are ever used.
+    pub limit: u64,
+}
+
 /// The ranges of RAM of a machine with so many bytes: one, or two around the gap below 4 GiB that devices live in.
 pub fn ranges(bytes: u64) -> Vec<(GuestAddress, usize)> {
     let low = bytes.min(layout::LOW_RAM_END);
@@ -32,17 +43,32 @@ pub fn ranges(bytes: u64) -> Vec<(GuestAddress, usize)> {
     ranges
 }
 
-/// Maps `mib` MiB. No page of it is populated.
+/// Where a machine that boots with `bytes` can grow to `most`; nowhere if that is no more.
+///
+/// Above 4 GiB in any case: what is plugged then belongs to none of the zones that old devices need, which would be filled
+/// from it.
+pub fn growth(bytes: u64, most: u64) -> Option<Growth> {
+    let limit = most.checked_sub(bytes).filter(|limit| *limit > 0)?;
+    let (start, length) = *ranges(bytes).last()?;
+    let end = (start.0 + length as u64).max(layout::HIGH_RAM_START);
+    Some(Growth {
+        address: GuestAddress(end.next_multiple_of(layout::GROWTH_ALIGN)),
+        bytes: limit.next_multiple_of(layout::GROWTH_ALIGN),
+        limit,
+    })
+}
+
+/// Maps `mib` MiB of RAM, and the region that it can grow into. No page of either is populated.
 ///
 /// # Errors
 /// mmap(2)'s.
-pub fn map(mib: u64) -> Result<GuestMemory, Error> {
-    GuestMemory::from_ranges(&ranges(mib << 20)).map_err(|source| Error::Map { mib, source })
-}
-
-/// Bytes of RAM, all ranges together.
-pub fn size(memory: &GuestMemory) -> u64 {
-    memory.iter().map(GuestMemoryRegion::len).sum()
+pub fn map(mib: u64, growth: Option<Growth>) -> Result<GuestMemory, Error> {
+    let mut ranges = ranges(mib << 20);
+    ranges.extend(growth.map(|growth| (growth.address, growth.bytes as usize)));
+    GuestMemory::from_ranges(&ranges).map_err(|source| {
+        let bytes: u64 = ranges.iter().map(|range| range.1 as u64).sum();
+        Error::Map { mib: bytes >> 20, source }
+    })
 }
 
 /// The end of the RAM that begins at address 0.
@@ -61,5 +87,18 @@ mod tests {
         assert_eq!(split[0], (GuestAddress(0), layout::LOW_RAM_END as usize));
         assert_eq!(split[1].0, GuestAddress(1 << 32));
         assert_eq!(split.iter().map(|r| r.1 as u64).sum::<u64>(), 6 << 30);
+    }
+
+    #[test]
+    fn what_is_plugged_later_lies_above_all_else() {
+        assert_eq!(growth(512 << 20, 512 << 20), None);
+        let small = growth(512 << 20, (8 << 30) + (2 << 20)).unwrap();
+        assert_eq!((small.address.0, small.limit), (1 << 32, (7 << 30) + (514 << 20)));
+        assert_eq!(small.bytes, (7 << 30) + (640 << 20));
+        let large = growth((6 << 30) + (1 << 20), 8 << 30).unwrap();
+        assert_eq!(large.address.0 % layout::GROWTH_ALIGN, 0);
+        assert!(large.address.0 >= layout::HIGH_RAM_START + (6 << 30) + (1 << 20) - layout::LOW_RAM_END);
+        let memory = map(512, Some(small)).unwrap();
+        assert_eq!((memory.num_regions(), low_end(&memory)), (2, 512 << 20));
     }
 }

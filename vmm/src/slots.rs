@@ -8,10 +8,12 @@ use crate::config::{MachineConfig, Output};
 use crate::devices::{PanicWatch, output};
 use crate::kvm::Vm;
 use crate::machine::{Error, system};
+use crate::memory::Growth;
 use crate::virtio::balloon::{Balloon, BalloonControl};
 use crate::virtio::block::Block;
 use crate::virtio::console::Console;
 use crate::virtio::disk::Disk;
+use crate::virtio::mem::{Mem, MemControl};
 use crate::virtio::rng::Rng;
 use crate::virtio::scsi::{Scsi, ScsiControl};
 use crate::virtio::vsock::Vsock;
@@ -21,24 +23,29 @@ use crate::virtio::{EventLoop, Interrupt, MmioTransport, VirtioDevice, mmio};
 pub(crate) struct Slots {
     pub(crate) transports: Vec<Arc<MmioTransport>>,
     pub(crate) balloon: Option<BalloonControl>,
+    pub(crate) mem: Option<MemControl>,
     pub(crate) scsi: Option<ScsiControl>,
     /// What those devices that need no thread of their own work on.
     pub(crate) events: EventLoop,
 }
 
 impl Slots {
-    /// Makes the devices that `config` asks for and puts them on `bus`. All their files are open afterwards.
+    /// Makes the devices that `config` asks for, and one for memory if there is room to grow, and puts them on `bus`. All
+    /// their files are open afterwards.
     pub(crate) fn new(
         config: &MachineConfig,
+        growth: Option<Growth>,
         vm: &Vm,
         bus: &mut Bus,
         watch: &PanicWatch,
     ) -> Result<Self, Error> {
         let events = EventLoop::new().map_err(system("make the devices' event loop"))?;
-        let mut slots = Self { transports: Vec::new(), balloon: None, scsi: None, events: events.clone() };
+        let mut slots =
+            Self { transports: Vec::new(), balloon: None, mem: None, scsi: None, events: events.clone() };
         // Disks come first, so that their names do not depend on what else there is.
         for (index, disk) in config.disks.iter().enumerate() {
             let disk = Disk::open(disk).map_err(|error| Error::Device(Box::new(error)))?;
+            let disk = if config.page_cache { disk } else { disk.past_page_cache() };
             slots.add(Box::new(Block::new(disk, format!("disk {index}"))), vm, bus)?;
         }
         if config.scsi {
@@ -57,6 +64,11 @@ impl Slots {
             let (balloon, control) = Balloon::new(config, events.clone());
             slots.balloon = Some(control);
             slots.add(Box::new(balloon), vm, bus)?;
+        }
+        if let Some(Growth { address, bytes, limit }) = growth {
+            let (mem, control) = Mem::new(address, bytes, limit, events.clone());
+            slots.mem = Some(control);
+            slots.add(Box::new(mem), vm, bus)?;
         }
         if let Some(console) = &config.console {
             let cannot = system("open the console's file");

@@ -153,11 +153,16 @@ fn act(
             balloon.set_target(mib);
             Ok(serde_json::Value::Null)
         }
+        Action::Memory { mib } => {
+            machine.set_memory(mib)?;
+            Ok(serde_json::Value::Null)
+        }
         Action::Attach { lun, read_only } => {
             let descriptor = descriptor.ok_or("attach needs the disk's file descriptor (SCM_RIGHTS)")?;
             let scsi = machine.slots.scsi.as_ref().ok_or(NO_SCSI)?;
             let name = format!("lun {lun}");
             let disk = Disk::from_fd(descriptor, Path::new(&name), read_only, &name).map_err(words)?;
+            let disk = if machine.page_cache { disk } else { disk.past_page_cache() };
             scsi.attach(number(lun)?, disk).map_err(words)?;
             Ok(serde_json::Value::Null)
         }

@@ -15,7 +15,7 @@ use undercroft_benches::{
 };
 use undercroft_harness::guest;
 use undercroft_kernel_config::{Kernel, initramfs};
-use undercroft_vmm::config::Description;
+use undercroft_vmm::{MachineConfig, config::Description};
 
 use crate::packages::{self, Group};
 
@@ -23,6 +23,7 @@ const INSTRUCTIONS: &str = "instructions";
 const ENTRIES: &str = "entries";
 const KIB: &str = "KiB";
 const BYTES: &str = "bytes";
+const PERCENT: &str = "percent";
 
 /// Measure what has a budget, in instructions, VM entries and bytes, and fail if it is exceeded by more than 2 %.
 ///
@@ -99,7 +100,11 @@ fn measure(kernel: Option<&Path>, brief: bool) -> anyhow::Result<Vec<Measurement
         Ok(path)
     };
     let image = pack(&tuned, "tuned.cpio")?;
-    let mut boots = vec![Boot::new("tuned", &tuned, &image, 512), Boot::new("small", &tuned, &image, 128)];
+    let mut boots = vec![
+        sized("tuned", &tuned, &image, 1, 512),
+        Boot::new("small", &tuned, &image, 128),
+        sized("large", &tuned, &image, LARGE.0, LARGE.1),
+    ];
     if !brief {
         for (name, description) in DESCRIPTIONS {
             let mut boot = Boot::new(name, &tuned, &image, 512);
@@ -120,11 +125,40 @@ fn measure(kernel: Option<&Path>, brief: bool) -> anyhow::Result<Vec<Measurement
     for (boot, result) in boots.iter().zip(&results) {
         measurements.append(&mut numbers(&boot.name, result));
     }
+    measurements.extend(growth(&boots, &results));
     for (name, path) in [("initramfs", &image), ("mini_init", &guest.mini_init), ("init", &guest.init)] {
         measurements.push(Measurement::new(format!("{name}_bytes"), size(path)?, BYTES));
     }
     fs::remove_dir_all(&work).with_context(|| format!("cannot remove {}", work.display()))?;
     Ok(measurements)
+}
+
+/// The CPUs and the MiB of a machine whose boot is to cost no more than a small one's.
+const LARGE: (u8, u64) = (4, 8192);
+
+/// A boot of the machine that the product makes of this size: it has grown to it some time after the greeting.
+fn sized(name: &str, kernel: &Kernel, image: &Path, cpus: u8, memory_mib: u64) -> Boot {
+    let mut boot = Boot::new(name, kernel, image, memory_mib);
+    let product = undercroft::machine_config(kernel, cpus, memory_mib);
+    boot.config = MachineConfig {
+        command_line: product.command_line,
+        cpus,
+        memory_mib: product.memory_mib,
+        max_memory_mib: product.max_memory_mib,
+        timer_hz: product.timer_hz,
+        ..boot.config
+    };
+    boot
+}
+
+/// What the large machine's boot to mini-init takes of the small one's, in percent, rounded up.
+fn growth(boots: &[Boot], results: &[boot::Result]) -> Option<Measurement> {
+    let of = |name| {
+        let (_, result) = boots.iter().zip(results).find(|(boot, _)| boot.name == name)?;
+        Some(result.to_mini_init.total())
+    };
+    let percent = (of("large")? * 100).div_ceil(of("tuned")?.max(1));
+    Some(Measurement::new("large_percent_of_tuned", percent, PERCENT))
 }
 
 /// The tuned kernel, by each way to tell it what there is. It has no PCI, and without PCI Linux cannot use ACPI's tables.

@@ -95,7 +95,7 @@ fn on_disk(bytes: &[u8]) -> NamedTempFile {
 }
 
 fn load(bytes: &[u8]) -> Result<Image, Error> {
-    load_kernel(on_disk(bytes).path(), &memory::map(32).unwrap())
+    load_kernel(on_disk(bytes).path(), &memory::map(32, None).unwrap())
 }
 
 fn why(bytes: &[u8]) -> String {
@@ -104,7 +104,7 @@ fn why(bytes: &[u8]) -> String {
 
 #[test]
 fn an_elf_kernel_lies_where_it_wants_to() {
-    let memory = memory::map(32).unwrap();
+    let memory = memory::map(32, None).unwrap();
     let image = load_kernel(on_disk(&vmlinux_file(b"the kernel")).path(), &memory).unwrap();
     assert_eq!((image.entry, image.pvh_entry), (LOAD_AT, Some(LOAD_AT)));
     assert_eq!(image.end, LOAD_AT + 10 + 4096);
@@ -118,7 +118,7 @@ fn every_compression_is_unpacked() {
     let kernel = vmlinux_file(&[0x5a; 3 << 20]);
     for format in ["gzip", "xz", "zstd", "lz4", "none"] {
         let file = on_disk(&bzimage_file(&pack(format, &kernel), 8 << 20));
-        let memory = memory::map(32).unwrap();
+        let memory = memory::map(32, None).unwrap();
         let image = load_kernel(file.path(), &memory).unwrap_or_else(|error| panic!("{format}: {error:?}"));
         assert_eq!(image.entry, LOAD_AT, "{format}");
         assert_eq!(memory.read_obj::<u8>(GuestAddress(LOAD_AT + (3 << 20) - 1)).unwrap(), 0x5a, "{format}");
@@ -173,7 +173,7 @@ fn a_bad_bzimage_says_what_is_wrong() {
 
 #[test]
 fn an_initramfs_lies_behind_the_kernel_or_not_at_all() {
-    let memory = memory::map(32).unwrap();
+    let memory = memory::map(32, None).unwrap();
     let file = on_disk(&[7; 5000]);
     let (address, size) = load_initramfs(file.path(), &memory, LOAD_AT).unwrap();
     assert_eq!((address, size), (32 * MIB - 0x2000, 5000));
@@ -183,7 +183,7 @@ fn an_initramfs_lies_behind_the_kernel_or_not_at_all() {
 
 #[test]
 fn a_missing_kernel_is_named() {
-    let error = load_kernel(Path::new("/nonexistent/vmlinux"), &memory::map(32).unwrap()).unwrap_err();
+    let error = load_kernel(Path::new("/nonexistent/vmlinux"), &memory::map(32, None).unwrap()).unwrap_err();
     assert_eq!(error.to_string(), "cannot open /nonexistent/vmlinux");
 }
 

@@ -91,11 +91,12 @@ const DEVICES: &[c_long] = &[
     SYS_writev,
 ];
 
-/// Reads and writes at offsets, flushes, holes.
+/// Reads and writes at offsets, flushes, holes, what the page cache need not keep.
 const DISK: &[c_long] = &[
     SYS_epoll_ctl,
     SYS_epoll_pwait,
     SYS_epoll_wait,
+    SYS_fadvise64,
     SYS_fallocate,
     SYS_fdatasync,
     SYS_fstat,

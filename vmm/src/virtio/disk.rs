@@ -17,6 +17,7 @@ use vm_memory::GuestMemoryMmap;
 use super::buffers::Buffers;
 use super::complaints::complain;
 use super::guest_io;
+use super::uncached::{Uncached, set_direct};
 use crate::config::DiskConfig;
 
 /// Bytes in a sector: the unit of every address here.
@@ -130,6 +131,8 @@ pub struct Disk {
     bytes: u64,
     read_only: bool,
     serial: String,
+    /// Set if the host's page cache is to hold nothing of the disk.
+    uncached: Option<Uncached>,
     /// Cleared when the file turns out not to know FALLOC_FL_ZERO_RANGE.
     can_zero_range: AtomicBool,
     /// Cleared when the file turns out not to know FALLOC_FL_PUNCH_HOLE.
@@ -189,9 +192,24 @@ impl Disk {
             bytes,
             read_only,
             serial: serial.into(),
+            uncached: None,
             can_zero_range: AtomicBool::new(true),
             can_punch: AtomicBool::new(true),
         })
+    }
+
+    /// Has the host's page cache hold nothing of the disk. Where the filesystem takes O_DIRECT, the open file has that flag
+    /// as long as this disk lives, for whoever else has a descriptor of it.
+    #[must_use]
+    pub fn past_page_cache(mut self) -> Self {
+        self.uncached = Some(Uncached::new(&self.file, self.bytes));
+        self
+    }
+
+    /// Whether the host's page cache is not used at all; otherwise what went through it is dropped from it, if
+    /// [`past_page_cache`](Self::past_page_cache) was called.
+    pub fn is_direct(&self) -> bool {
+        self.uncached.as_ref().is_some_and(Uncached::is_direct)
     }
 
     /// How many sectors it has.
@@ -215,7 +233,10 @@ impl Disk {
     /// Past the end, or the file's.
     pub fn read(&self, memory: &GuestMemoryMmap, buffers: Buffers, sector: u64) -> Result<(), RequestError> {
         let offset = self.check(sector, buffers.len())?;
-        Ok(guest_io::read_exact_at(&self.file, memory, buffers, offset)?)
+        Ok(match &self.uncached {
+            Some(uncached) => uncached.read(&self.file, memory, &buffers, offset),
+            None => guest_io::read_exact_at(&self.file, memory, buffers, offset),
+        }?)
     }
 
     /// Writes all of `buffers` from `sector` on. It is durable after the next [`flush`](Self::flush).
@@ -224,7 +245,10 @@ impl Disk {
     /// Read-only, past the end, or the file's.
     pub fn write(&self, memory: &GuestMemoryMmap, buffers: Buffers, sector: u64) -> Result<(), RequestError> {
         let offset = self.check_write(sector, buffers.len())?;
-        Ok(guest_io::write_all_at(&self.file, memory, buffers, offset)?)
+        Ok(match &self.uncached {
+            Some(uncached) => uncached.write(&self.file, memory, &buffers, offset),
+            None => guest_io::write_all_at(&self.file, memory, buffers, offset),
+        }?)
     }
 
     /// Makes everything durable that was written.
@@ -235,7 +259,11 @@ impl Disk {
         if self.read_only {
             return Ok(());
         }
-        Ok(self.file.sync_data()?)
+        self.file.sync_data()?;
+        if let Some(uncached) = &self.uncached {
+            uncached.flushed(&self.file);
+        }
+        Ok(())
     }
 
     /// The guest has no more use for these sectors: they go back to the host. A hint, which a file that cannot have
@@ -259,6 +287,9 @@ impl Disk {
         let (offset, length) = self.check_sectors(sector, sectors)?;
         if length == 0 || (unmap && self.punch(offset, length)?) || self.zero_range(offset, length)? {
             return Ok(());
+        }
+        if let Some(uncached) = &self.uncached {
+            return Ok(uncached.write_zeros(&self.file, offset, length)?);
         }
         let mut done = 0;
         while done < length {
@@ -310,5 +341,14 @@ impl Disk {
         let offset = sector.checked_mul(SECTOR).ok_or(RequestError::Range)?;
         let end = offset.checked_add(length).ok_or(RequestError::Range)?;
         if end <= self.bytes { Ok(offset) } else { Err(RequestError::Range) }
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        if self.is_direct() {
+            // Whoever handed the descriptor over may go on with the file.
+            let _ = set_direct(&self.file, false);
+        }
     }
 }

@@ -5,6 +5,7 @@
 
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
 use vm_memory::{
@@ -13,6 +14,7 @@ use vm_memory::{
 };
 
 use super::buffers::Buffers;
+use super::uncached::Alignment;
 
 /// The most segments that one system call takes (`UIO_MAXIOV`).
 const MAX_IOVECS: usize = 1024;
@@ -207,6 +209,46 @@ pub(super) fn fallocate(file: &File, mode: libc::c_int, offset: u64, length: u64
     // SAFETY: no memory is passed.
     retry(|| result(unsafe { libc::fallocate(file.as_raw_fd(), mode, offset, length) } as libc::ssize_t))?;
     Ok(())
+}
+
+/// What direct I/O on a file must be aligned to (statx(2), STATX_DIOALIGN, Linux 6.1): `None` where nothing is said, and
+/// `Some(None)` where it is said that there is none.
+pub(super) fn direct_alignment(file: &File) -> Option<Option<Alignment>> {
+    // SAFETY: all zeros is a valid statx, which is integers.
+    let mut status: libc::statx = unsafe { std::mem::zeroed() };
+    let (flags, mask) = (libc::AT_EMPTY_PATH, libc::STATX_DIOALIGN);
+    // SAFETY: the path is an empty string with its NUL, and `status` is writable.
+    let called = unsafe { libc::statx(file.as_raw_fd(), c"".as_ptr(), flags, mask, &raw mut status) };
+    if called != 0 || status.stx_mask & libc::STATX_DIOALIGN == 0 {
+        return None;
+    }
+    let (memory, offset) = (u64::from(status.stx_dio_mem_align), u64::from(status.stx_dio_offset_align));
+    Some((memory > 0 && offset > 0).then_some(Alignment { memory, offset }))
+}
+
+/// Whether all of `buffers` lie at multiples of `alignment` in the VMM's own address space, where the kernel looks.
+pub(super) fn are_aligned(memory: &GuestMemoryMmap, buffers: &Buffers, alignment: u64) -> bool {
+    buffers.segments().iter().all(|segment| {
+        let slices =
+            GuestMemory::get_slices(memory, segment.address, segment.length as usize, Permissions::No);
+        slices.is_ok_and(|mut slices| {
+            slices.all(|slice| {
+                slice.is_ok_and(|slice| {
+                    let address = slice.ptr_guard().as_ptr() as u64;
+                    address.is_multiple_of(alignment) && (slice.len() as u64).is_multiple_of(alignment)
+                })
+            })
+        })
+    })
+}
+
+/// Drops what the host's page cache has of a range of a file and need not be written. A hint: what cannot be dropped stays.
+pub(super) fn drop_cached(file: &File, range: &Range<u64>) {
+    let (Ok(start), Ok(length)) = (i64::try_from(range.start), i64::try_from(range.end - range.start)) else {
+        return;
+    };
+    // SAFETY: no memory is passed.
+    unsafe { libc::posix_fadvise(file.as_raw_fd(), start, length, libc::POSIX_FADV_DONTNEED) };
 }
 
 /// flock(2) without waiting; false if someone else's lock is in the way. The lock belongs to the open file: it is gone

@@ -18,6 +18,7 @@ pub mod disk;
 pub mod event_loop;
 #[cfg(any(test, feature = "fuzzing"))]
 pub mod hostile;
+pub mod mem;
 pub mod mmio;
 pub mod queue;
 pub mod rng;
@@ -33,6 +34,9 @@ mod heap;
 mod testing;
 #[cfg(test)]
 mod transport_tests;
+mod uncached;
+#[cfg(test)]
+mod uncached_tests;
 mod worker;
 
 pub use device::{Activation, Interrupt, VirtioDevice};

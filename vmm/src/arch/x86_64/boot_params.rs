@@ -30,16 +30,18 @@ pub(super) struct Parameters {
     pub(super) acpi: bool,
     /// Whether a `setup_data` list begins at [`layout::SETUP_DATA`].
     pub(super) setup_data: bool,
+    /// Where the memory begins that the kernel is not to know at boot, because it comes later.
+    pub(super) growth: Option<GuestAddress>,
 }
 
 /// The address map as (start, length, E820 type).
-fn memory_map(memory: &GuestMemory) -> Vec<(u64, u64, u32)> {
+fn memory_map(memory: &GuestMemory, growth: Option<GuestAddress>) -> Vec<(u64, u64, u32)> {
     let mut map = vec![
         (0, layout::EBDA, E820_RAM),
         (layout::EBDA, layout::LEGACY_HOLE - layout::EBDA, E820_RESERVED),
         (layout::ACPI, layout::KERNEL_MIN - layout::ACPI, E820_RESERVED),
     ];
-    for region in memory.iter() {
+    for region in memory.iter().filter(|region| Some(region.start_addr()) != growth) {
         let start = region.start_addr().0.max(layout::KERNEL_MIN);
         map.push((start, region.start_addr().0 + region.len() - start, E820_RAM));
     }
@@ -69,7 +71,7 @@ pub(super) fn write_zero_page(memory: &GuestMemory, parameters: &Parameters) -> 
     if parameters.setup_data {
         page.hdr.setup_data = layout::SETUP_DATA;
     }
-    let map = memory_map(memory);
+    let map = memory_map(memory, parameters.growth);
     for (entry, &(addr, size, r#type)) in page.e820_table.iter_mut().zip(&map) {
         *entry = boot_e820_entry { addr, size, r#type };
     }
@@ -81,7 +83,7 @@ pub(super) fn write_zero_page(memory: &GuestMemory, parameters: &Parameters) -> 
 pub(super) fn write_pvh(memory: &GuestMemory, parameters: &Parameters) -> Result<(), GuestMemoryError> {
     let modules = layout::PVH_START_INFO + size_of::<hvm_start_info>() as u64;
     let entries = modules + size_of::<hvm_modlist_entry>() as u64;
-    let map = memory_map(memory);
+    let map = memory_map(memory, parameters.growth);
     let mut info = hvm_start_info {
         magic: PVH_MAGIC,
         version: 1,
@@ -110,16 +112,18 @@ mod tests {
 
     #[test]
     fn the_map_is_sorted_and_ends_with_ram() {
-        let memory = crate::memory::map(64).unwrap();
-        let map = memory_map(&memory);
+        let growth = crate::memory::growth(64 << 20, 256 << 20);
+        let memory = crate::memory::map(64, growth).unwrap();
+        let map = memory_map(&memory, growth.map(|growth| growth.address));
         assert!(map.windows(2).all(|w| w[0].0 + w[0].1 <= w[1].0));
         assert_eq!(map.last(), Some(&(0x10_0000, 63 << 20, E820_RAM)));
     }
 
     #[test]
     fn the_zero_page_is_where_the_protocol_says() {
-        let memory = crate::memory::map(64).unwrap();
-        let parameters = Parameters { initramfs: Some((0x300_0000, 5)), acpi: true, setup_data: false };
+        let memory = crate::memory::map(64, None).unwrap();
+        let parameters =
+            Parameters { initramfs: Some((0x300_0000, 5)), acpi: true, setup_data: false, growth: None };
         write_zero_page(&memory, &parameters).unwrap();
         let read = |offset| memory.read_obj::<u32>(GuestAddress(layout::BOOT_PARAMS + offset)).unwrap();
         assert_eq!(read(0x202), SETUP_HEADER_MAGIC);

@@ -62,6 +62,9 @@ pub const KVM_IDENTITY_MAP: u64 = 0xfffb_c000;
 pub const KVM_TSS: u64 = 0xfffb_d000;
 /// RAM that did not fit below the devices.
 pub const HIGH_RAM_START: u64 = 0x1_0000_0000;
+/// What the region for memory that is plugged later is aligned to, at both ends: a section of Linux's, which is also a memory
+/// block of machines below 64 GiB. It begins at [`HIGH_RAM_START`], or at the next such address after the RAM there.
+pub const GROWTH_ALIGN: u64 = 0x800_0000;
 
 // I/O ports.
 

@@ -73,6 +73,8 @@ pub struct Platform<'a> {
     pub initramfs: Option<(u64, u64)>,
     /// How the kernel is entered.
     pub protocol: Protocol,
+    /// Where the memory begins that is not there at boot.
+    pub growth: Option<GuestAddress>,
 }
 
 /// Makes what a VM needs before its vCPUs: KVM's interrupt controllers and the pages KVM wants for itself.
@@ -117,6 +119,7 @@ pub fn describe(memory: &GuestMemory, platform: &Platform<'_>) -> Result<(), Err
         initramfs: platform.initramfs,
         acpi: platform.description == Description::Acpi,
         setup_data: platform.description == Description::DeviceTree,
+        growth: platform.growth,
     };
     match platform.protocol {
         Protocol::LongMode => boot_params::write_zero_page(memory, &parameters)?,
@@ -161,6 +164,16 @@ pub fn command_line_prefix(description: Description, virtio_devices: usize) -> S
         line += &format!("undercroft.poweroff={port:#x},{value:#x} ");
     }
     line
+}
+
+/// What tells a kernel that counts `timer_hz` ticks a second how long its delay loop is (`lpj=`, loops in a tick), so that no
+/// CPU has to find out: on a CPU that does not say that its time stamp counter is constant, each but the first would spin
+/// for several ticks. Linux's loop on x86-64 reads that counter, so that its loops are the counter's steps.
+///
+/// Nothing if KVM does not know the counter's frequency.
+pub fn delay_parameter(vcpu: &VcpuFd, timer_hz: u32) -> Option<String> {
+    let khz = vcpu.get_tsc_khz().ok().filter(|khz| *khz > 0)?;
+    Some(format!("lpj={} ", u64::from(khz) * 1000 / u64::from(timer_hz.max(1))))
 }
 
 /// What all vCPUs of a machine have in common.

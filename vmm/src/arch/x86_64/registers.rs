@@ -140,7 +140,7 @@ mod tests {
 
     #[test]
     fn the_identity_map_covers_its_gigabyte() {
-        let memory = crate::memory::map(32).unwrap();
+        let memory = crate::memory::map(32, None).unwrap();
         page_tables(&memory).unwrap();
         let last: u64 = memory.read_obj(GuestAddress(layout::PAGE_TABLES + 0x2ff8)).unwrap();
         assert_eq!(last, 0x3fe0_0083);

@@ -76,7 +76,7 @@ fn kernel_files_are_loaded_within_memory_or_refused() {
     const RAM: u64 = 32 << 20;
     let mut loaded = 0;
     for (path, _) in corpus("kernel") {
-        let memory = crate::memory::map(RAM >> 20).unwrap();
+        let memory = crate::memory::map(RAM >> 20, None).unwrap();
         match crate::boot::load_kernel(&path, &memory) {
             Ok(image) => {
                 assert!(image.entry < image.end && image.end <= RAM, "{}", path.display());
