@@ -471,7 +471,7 @@ struct Watchdog {
 
 impl Watchdog {
     fn watch(&self, stopper: Stopper) {
-        let limit = Duration::from_secs(if lab::inside() { 300 } else { 60 });
+        let limit = Duration::from_secs(if lab::inside() { 600 } else { 60 });
         let (alive, end) = mpsc::channel();
         // It watches one machine only.
         let _ = self.alive.set(alive);

@@ -25,10 +25,11 @@ pub(super) const SESSION: &str = "undercroft-session@";
 const HOLD: &str = "hold-session";
 
 /// Units that cannot work in any distribution, or must not run in one, and are not kept from it by their own conditions.
-const MASKED: [(&str, &str); 3] = [
+const MASKED: [(&str, &str); 4] = [
     ("systemd-modules-load.service", "modules are the VM's, and load when they are needed"),
     ("sys-kernel-debug.mount", "the kernel refuses debugfs to a user namespace, and it shows the whole VM"),
     ("sys-kernel-tracing.mount", "the same, for tracefs"),
+    ("sys-kernel-config.mount", "the same, for configfs"),
 ];
 
 /// Writes all of it. `init` is this program's path.
