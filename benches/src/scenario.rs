@@ -172,6 +172,10 @@ pub fn place(scenario: &Scenario, archive: &mut Archive, work: &Path) -> std::re
     let mke2fs = ["/usr/sbin/mke2fs", "/sbin/mke2fs"].map(Path::new).into_iter().find(|path| path.exists());
     let mke2fs = mke2fs.unwrap_or(Path::new("/sbin/mke2fs"));
     archive.program(mke2fs, "/sbin/mke2fs")?;
+    let features = Path::new("/etc/mke2fs.conf");
+    if features.exists() {
+        archive.copy(features, features);
+    }
     let tar = work.join("busybox.tar");
     distribution(&tar)?;
     archive.copy(&tar, TAR);

@@ -157,7 +157,7 @@ fn measure(kernel: Option<&Path>, brief: bool) -> anyhow::Result<Vec<Measurement
         memory_mib: 512,
         root: ROOT,
         own_users: OWN_USERS,
-        idle: if brief { 0 } else { IDLE },
+        idle: IDLE,
     };
     measurements.append(&mut life(&scenario::measure(&machine, &scenario, &work)?));
     for (name, path) in [("initramfs", &image), ("mini_init", &guest.mini_init), ("init", &guest.init)] {

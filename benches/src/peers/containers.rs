@@ -88,7 +88,7 @@ fn unshare() -> [Peer; 3] {
             "unshare",
             "util-linux",
             "PIDs, mounts, UTS, IPC; proc; chroot",
-            &format!("--fork --pid --mount --uts --ipc --mount-proc={ROOT}/proc --root={ROOT} {PROGRAM}"),
+            &format!("--fork --pid --mount --uts --ipc --mount-proc --root={ROOT} {PROGRAM}"),
         ),
     ]
 }
