@@ -135,16 +135,26 @@ fn idle(stage: &mut Stage, number: u32) -> Result<()> {
 /// Does something between two markers, and says what it was; with what the machine's timeline knows of it.
 fn span<T>(name: &str, machine: Option<&Machine>, what: impl FnOnce() -> Result<T>) -> Result<T> {
     thread::sleep(SETTLE);
+    let before = machine.map_or(0, |machine| guests(machine).len());
     let begin = now();
     mark::<TAG_SPAN_BEGIN>();
     let done = what();
     mark::<TAG_SPAN_END>();
     let done = done?;
-    let timeline = machine.map(Machine::timeline).unwrap_or_default().moments;
-    let moments = timeline.into_iter().filter(|moment| moment.at_ns >= begin);
-    let moments = moments.map(|moment| (moment.name, moment.at_ns - begin)).collect();
+    let new = machine.map(|machine| guests(machine).split_off(before)).unwrap_or_default();
+    // A guest without kvmclock and clock chip has a time of its own: its moments then count from the first of them.
+    let first = new.first().map_or(begin, |(_, at)| *at);
+    let origin = if (begin..=now()).contains(&first) { begin } else { first };
+    let moments = new.into_iter().map(|(name, at)| (name, at.saturating_sub(origin))).collect();
     Said::Span { name: name.into(), moments }.say();
     Ok(done)
+}
+
+/// What the guest told of launches, in its order and by its clock.
+fn guests(machine: &Machine) -> Vec<(String, u64)> {
+    let launches = |teller: &str| teller == "launch" || teller == "init";
+    let moments = machine.timeline().moments.into_iter().filter(|moment| launches(moment.teller));
+    moments.map(|moment| (moment.name, moment.at_ns)).collect()
 }
 
 /// Nanoseconds of CLOCK_REALTIME.

@@ -99,7 +99,7 @@ fn measure(
         name: peer.name.into(),
         what: peer.what.into(),
         counts: match peer.found() {
-            None => Err(format!("not on this host: `apt-get install {}`", peer.install)),
+            None => Err(format!("not on this host; it comes with {}", peer.install)),
             Some(_) => median(&repetitions, peer.name, &end),
         },
     };

@@ -80,7 +80,7 @@ fn qemu(line: &str) -> Peer {
     Peer {
         name: "QEMU microvm",
         program: "qemu-system-x86_64",
-        install: "qemu-system-x86",
+        install: "Debian's qemu-system-x86",
         arguments,
         what: "a serial port, an RTC",
         files: FIRMWARE.iter().map(PathBuf::from).filter(|path| path.exists()).collect(),
@@ -91,7 +91,7 @@ fn firecracker() -> Peer {
     Peer {
         name: "Firecracker",
         program: "firecracker",
-        install: "nothing: Debian has none, its releases are on GitHub",
+        install: "its releases on GitHub, no Debian package",
         arguments: ["--no-api", "--config-file", FIRECRACKER].map(String::from).into(),
         what: "a serial port",
         files: Vec::new(),
@@ -122,7 +122,7 @@ fn cloud_hypervisor(line: &str) -> Peer {
     Peer {
         name: "Cloud Hypervisor",
         program: "cloud-hypervisor",
-        install: "nothing: Debian has none, its releases are on GitHub",
+        install: "its releases on GitHub, no Debian package",
         arguments,
         what: "a serial port",
         files: Vec::new(),

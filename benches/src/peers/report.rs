@@ -57,7 +57,7 @@ impl Report<'_> {
     }
 
     fn parts(&self) -> String {
-        let mut text = String::from(HEAD.replace("{what}", "part"));
+        let mut text = HEAD.replace("{what}", "part");
         for part in &self.scenario.parts {
             line(&mut text, &part.name, "", &part.whole);
         }
@@ -94,7 +94,7 @@ const HEAD: &str = "| {what} | M in all | host's kernel | host's programs | gues
 fn table(rows: &[Row]) -> String {
     let mut rows: Vec<&Row> = rows.iter().collect();
     rows.sort_by_key(|row| row.counts.as_ref().map_or(u64::MAX, Counts::total));
-    let mut text = String::from(HEAD.replace("{what}", "tool, and what it separates or has"));
+    let mut text = HEAD.replace("{what}", "tool, and what it separates or has");
     for row in &rows {
         if let Ok(counts) = &row.counts {
             line(&mut text, &row.name, &row.what, counts);
