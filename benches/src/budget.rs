@@ -1,6 +1,6 @@
 //! The numbers that must not grow, and the verdict over what was measured.
 
-use std::{fmt, fs, path::Path};
+use std::{collections::BTreeMap, fmt, fs, path::Path};
 
 use serde::{Deserialize, Serialize};
 
@@ -38,6 +38,9 @@ pub struct Budget {
     /// Percent by which it may be exceeded.
     #[serde(default = "tolerance")]
     pub tolerance_percent: f64,
+    /// What it was made of when it was measured: whoever exceeds it is shown which of them grew.
+    #[serde(default)]
+    pub phases: BTreeMap<String, u64>,
 }
 
 fn tolerance() -> f64 {
@@ -53,12 +56,20 @@ pub struct Measurement {
     pub value: u64,
     /// Of what.
     pub unit: &'static str,
+    /// What it is made of, in order; may be empty. Phases need not be apart from each other, nor sum up.
+    pub phases: Vec<(String, u64)>,
 }
 
 impl Measurement {
     /// A measurement.
     pub fn new(name: impl Into<String>, value: u64, unit: &'static str) -> Self {
-        Self { name: name.into(), value, unit }
+        Self { name: name.into(), value, unit, phases: Vec::new() }
+    }
+
+    /// The same, made of these phases.
+    pub fn of(mut self, phases: impl IntoIterator<Item = (impl Into<String>, u64)>) -> Self {
+        self.phases = phases.into_iter().map(|(name, value)| (name.into(), value)).collect();
+        self
     }
 }
 
@@ -75,6 +86,55 @@ pub struct Verdict {
     pub unit: String,
     /// Whether the budget is exceeded by more than its tolerance.
     pub exceeded: bool,
+    /// What it is made of.
+    pub phases: Vec<Phase>,
+}
+
+/// A phase beside what it was.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Phase {
+    /// Its name.
+    pub name: String,
+    /// What was measured.
+    pub value: u64,
+    /// What the budget file knows of it.
+    pub before: Option<u64>,
+}
+
+impl Phase {
+    /// By how much it grew; 0 for one that is not known.
+    pub fn growth(&self) -> i64 {
+        let value = i64::try_from(self.value).unwrap_or(i64::MAX);
+        self.before.and_then(|before| i64::try_from(before).ok()).map_or(0, |before| value - before)
+    }
+}
+
+impl Verdict {
+    /// The phase that grew most, if any did.
+    pub fn culprit(&self) -> Option<&Phase> {
+        self.phases.iter().filter(|phase| phase.growth() > 0).max_by_key(|phase| phase.growth())
+    }
+
+    /// Phases as a table: now, before, growth; empty without any.
+    pub fn table(&self) -> String {
+        let mut text = String::new();
+        for phase in &self.phases {
+            let before = phase.before.map_or_else(|| "-".into(), |before| before.to_string());
+            let (name, value, growth) = (&phase.name, phase.value, phase.growth());
+            text.push_str(&format!("  {value:>12} {before:>12} {growth:>+12}  {name}\n"));
+        }
+        if !text.is_empty() {
+            text.insert_str(0, &format!("  {:>12} {:>12} {:>12}  phase\n", "now", "before", "growth"));
+        }
+        text
+    }
+
+    /// The phases in the budget file's words, for who raises or lowers the budget.
+    pub fn recorded(&self) -> String {
+        let phases: Vec<String> =
+            self.phases.iter().map(|phase| format!("{:?} = {}", phase.name, phase.value)).collect();
+        format!("phases = {{ {} }}", phases.join(", "))
+    }
 }
 
 impl fmt::Display for Verdict {
@@ -113,6 +173,15 @@ impl Budgets {
             exceeded: budget.is_some_and(|budget| {
                 measurement.value as f64 > budget.value as f64 * (1.0 + budget.tolerance_percent / 100.0)
             }),
+            phases: measurement
+                .phases
+                .iter()
+                .map(|(name, value)| Phase {
+                    name: name.clone(),
+                    value: *value,
+                    before: budget.and_then(|budget| budget.phases.get(name).copied()),
+                })
+                .collect(),
         }
     }
 }
@@ -136,6 +205,22 @@ mod tests {
         assert!(exceeded("a", 103));
         assert!(exceeded("b", 101));
         assert!(!exceeded("without a budget", u64::MAX));
+    }
+
+    #[test]
+    fn the_phase_that_grew_is_named() {
+        let mut budgets = budgets();
+        budgets.budget[0].phases = [("host".into(), 60), ("guest".into(), 40)].into();
+        let measurement = Measurement::new("a", 110, "x").of([("host", 55), ("guest", 52), ("new", 3)]);
+        let verdict = budgets.judge(&[measurement]).remove(0);
+        assert_eq!(verdict.culprit().unwrap().name, "guest");
+        let table = verdict.table();
+        let rows: Vec<Vec<&str>> = table.lines().map(|line| line.split_whitespace().collect()).collect();
+        assert_eq!(
+            rows[1..],
+            [["55", "60", "-5", "host"], ["52", "40", "+12", "guest"], ["3", "-", "+0", "new"]]
+        );
+        assert_eq!(verdict.recorded(), "phases = { \"host\" = 55, \"guest\" = 52, \"new\" = 3 }");
     }
 
     #[test]

@@ -11,10 +11,14 @@
 //! | [`archive`] | its one initramfs, with all that is measured |
 //! | [`counts`] | what the plugin counted |
 //! | [`boot`] | the boots that are measured |
+//! | [`scenario`] | a machine's life beyond its boot, by parts |
+//! | [`peers`] | what others take for the same |
+//! | [`program`] | the program whose first instruction ends a span |
 //! | [`tools`] | what has to be built first |
 //! | [`budget`] | the numbers that must not grow |
 //!
-//! The plugin is a crate of its own (`plugin/`), as is L1's PID 1 (`runner/`).
+//! The plugin is a crate of its own (`plugin/`), as are L1's PID 1 (`runner/`) and the program that
+//! plays a machine's life through (`scenario/`).
 
 pub mod archive;
 pub mod boot;
@@ -22,6 +26,9 @@ pub mod budget;
 pub mod counts;
 mod error;
 pub mod machine;
+pub mod peers;
+pub mod program;
+pub mod scenario;
 pub mod tools;
 
 pub use error::Error;

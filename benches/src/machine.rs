@@ -6,9 +6,13 @@ use std::{
     time::Duration,
 };
 
-use undercroft_ruler_runner::{ANSWER, Answer, PLAN, Plan, Run};
+use undercroft_ruler_runner::{ANSWER, Answer, PLAN, Plan, Run, SAID, Said, Until};
 
-use crate::{Error, archive::Archive, counts, counts::Span};
+use crate::{
+    Error,
+    archive::Archive,
+    counts::{self, Part, Span},
+};
 
 /// QEMU's program: Debian's has TCG plugins of API version 1.
 const QEMU: &str = "qemu-system-x86_64";
@@ -85,17 +89,95 @@ pub struct Repetition {
     pub resident_kib: Option<u64>,
     /// What was counted.
     pub span: Span,
+    /// What the program told of itself, in order.
+    pub said: Vec<Said>,
+    /// What went wrong, where that was let pass.
+    pub error: Option<String>,
+}
+
+/// A part of a program's run, by its name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Named<'a> {
+    /// What the program called it.
+    pub name: &'a str,
+    /// What was counted.
+    pub part: Part,
+    /// Moments in it, in nanoseconds of the machine's clock from its begin.
+    pub moments: &'a [(String, u64)],
+}
+
+impl Repetition {
+    /// The parts of its run that the program marked and named.
+    pub fn parts(&self) -> impl Iterator<Item = Named<'_>> {
+        let names = self.said.iter().filter_map(|said| match said {
+            Said::Span { name, moments } => Some((name, moments)),
+            Said::Value { .. } => None,
+        });
+        names.zip(&self.span.parts).map(|((name, moments), part)| Named { name, part: *part, moments })
+    }
 }
 
 impl Machine {
     /// Switches the machine on, with these files in it, and has it do these runs. `work` is a directory for its files;
     /// `console.log` and `counts` are left there.
-    pub fn measure(
+    pub fn measure(&self, archive: Archive, runs: Vec<Run>, work: &Path) -> Result<Vec<Repetition>, Error> {
+        let (repetitions, console) = self.attempt(archive, runs, work)?;
+        match repetitions.iter().find_map(|r| Some((r, r.error.as_ref()?))) {
+            None => Ok(repetitions),
+            Some((Repetition { name, repetition, .. }, error)) => Err(Error::Machine {
+                problem: format!("{name}, repetition {repetition}: {error}"),
+                console: tail(&console),
+            }),
+        }
+    }
+
+    /// The same, but a run that goes wrong is an answer too. Gives the console as well.
+    pub fn attempt(
+        &self,
+        archive: Archive,
+        runs: Vec<Run>,
+        work: &Path,
+    ) -> Result<(Vec<Repetition>, String), Error> {
+        let counted = work.join("counts");
+        let plugin = format!("file={},out={}", self.plugin.display(), counted.display());
+        let profile =
+            self.profile.as_ref().map_or_else(String::new, |path| format!(",profile={}", path.display()));
+        let (plan, console) = self.play(archive, runs, Some(plugin + &profile), work)?;
+        let counted = fs::read_to_string(&counted).map_err(Error::io("read", counted))?;
+        Ok((join(&plan, &console, counts::spans(&counted)?)?, console))
+    }
+
+    /// Has the machine run one program to its end without counting who executes what, several times as fast: only its
+    /// clock tells. Gives the console.
+    pub fn clocked(
+        &self,
+        archive: Archive,
+        name: &str,
+        program: Vec<String>,
+        work: &Path,
+    ) -> Result<String, Error> {
+        let run = Run {
+            name: name.into(),
+            program,
+            repetitions: 1,
+            until: Until::Exit,
+            limit_seconds: self.limit.as_secs(),
+            log: None,
+        };
+        let (plan, console) = self.play(archive, vec![run], None, work)?;
+        match join(&plan, &console, vec![Span::default()])?.into_iter().find_map(|r| r.error) {
+            None => Ok(console),
+            Some(problem) => Err(Error::Machine { problem, console: tail(&console) }),
+        }
+    }
+
+    fn play(
         &self,
         mut archive: Archive,
         runs: Vec<Run>,
+        plugin: Option<String>,
         work: &Path,
-    ) -> Result<Vec<Repetition>, Error> {
+    ) -> Result<(Plan, String), Error> {
         archive.copy(&self.runner, "/init");
         let mut modules = Vec::new();
         for (number, path) in self.modules.iter().enumerate() {
@@ -108,16 +190,14 @@ impl Machine {
         archive.bytes(serde_json::to_vec(&plan).expect("a plan is paths, strings and numbers"), PLAN);
         let initramfs = work.join("initramfs");
         archive.write(&initramfs)?;
-        let console = self.switch_on(&initramfs, work)?;
+        let console = self.switch_on(&initramfs, plugin, work)?;
         fs::remove_file(&initramfs).map_err(Error::io("remove", &initramfs))?;
-        let counted = work.join("counts");
-        let counted = fs::read_to_string(&counted).map_err(Error::io("read", counted))?;
-        join(&plan, &console, counts::spans(&counted)?)
+        Ok((plan, console))
     }
 
     /// Runs QEMU to its end; gives the console back.
-    fn switch_on(&self, initramfs: &Path, work: &Path) -> Result<String, Error> {
-        let (log, counted) = (work.join("console.log"), work.join("counts"));
+    fn switch_on(&self, initramfs: &Path, plugin: Option<String>, work: &Path) -> Result<String, Error> {
+        let log = work.join("console.log");
         let failed = |source| Error::Program {
             program: QEMU.into(),
             help: "it comes with qemu-system-x86, and qboot.rom with qemu-system-data".into(),
@@ -130,9 +210,9 @@ impl Machine {
         option("-initrd", initramfs.display().to_string());
         option("-append", COMMAND_LINE.to_owned());
         option("-serial", format!("file:{}", log.display()));
-        let profile =
-            self.profile.as_ref().map_or_else(String::new, |path| format!(",profile={}", path.display()));
-        option("-plugin", format!("file={},out={}{profile}", self.plugin.display(), counted.display()));
+        if let Some(plugin) = plugin {
+            option("-plugin", plugin);
+        }
         let handle =
             duct::cmd(QEMU, arguments).stdin_null().stdout_null().stderr_capture().start().map_err(failed)?;
         let ended = handle.wait_timeout(self.limit).map_err(failed)?.is_some();
@@ -152,22 +232,16 @@ impl Machine {
 /// Brings together what the runner answered and what the plugin counted.
 fn join(plan: &Plan, console: &str, spans: Vec<Span>) -> Result<Vec<Repetition>, Error> {
     let failed = |problem: String| Error::Machine { problem, console: tail(console) };
-    let mut answers = console
-        .lines()
-        .filter_map(|line| line.trim_end().strip_prefix(ANSWER))
-        .filter_map(|json| serde_json::from_str::<Answer>(json).ok());
+    let mut answers = answers(console).into_iter();
     let mut spans = spans.into_iter();
     let mut repetitions = Vec::new();
     for run in &plan.runs {
         for repetition in 0..run.repetitions {
             let name = &run.name;
-            let answer = answers
+            let (answer, said) = answers
                 .next()
-                .filter(|answer| answer.name == *name && answer.repetition == repetition)
+                .filter(|(answer, _)| answer.name == *name && answer.repetition == repetition)
                 .ok_or_else(|| failed(format!("no answer from {name}, repetition {repetition}")))?;
-            if let Some(error) = answer.error {
-                return Err(failed(format!("{name}, repetition {repetition}: {error}")));
-            }
             let span = spans
                 .next()
                 .ok_or_else(|| failed(format!("no marker from {name}, repetition {repetition}")))?;
@@ -176,13 +250,31 @@ fn join(plan: &Plan, console: &str, spans: Vec<Span>) -> Result<Vec<Repetition>,
                 repetition,
                 resident_kib: answer.resident_kib,
                 span,
+                said,
+                error: answer.error,
             });
         }
     }
     Ok(repetitions)
 }
 
-fn tail(console: &str) -> String {
+/// The runner's answers, each with what its program said before.
+fn answers(console: &str) -> Vec<(Answer, Vec<Said>)> {
+    let (mut answers, mut said) = (Vec::new(), Vec::new());
+    for line in console.lines().map(str::trim_end) {
+        if let Some(json) = line.strip_prefix(SAID) {
+            said.extend(serde_json::from_str::<Said>(json).ok());
+        } else if let Some(answer) =
+            line.strip_prefix(ANSWER).and_then(|json| serde_json::from_str(json).ok())
+        {
+            answers.push((answer, std::mem::take(&mut said)));
+        }
+    }
+    answers
+}
+
+/// The console's last lines.
+pub(crate) fn tail(console: &str) -> String {
     let lines: Vec<&str> = console.lines().collect();
     lines[lines.len().saturating_sub(CONSOLE_TAIL)..].join("\n")
 }
@@ -190,7 +282,6 @@ fn tail(console: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use undercroft_ruler_runner::Until;
 
     fn plan() -> Plan {
         let run = Run {
@@ -214,10 +305,22 @@ mod tests {
     }
 
     #[test]
-    fn an_error_is_told_with_the_console() {
+    fn an_error_is_an_answer_too() {
         let console = "ruler: {\"name\":\"a\",\"repetition\":0,\"resident_kib\":null,\"error\":\"no KVM\"}\n";
-        let error = join(&plan(), console, vec![Span::default()]).unwrap_err().to_string();
-        assert!(error.contains("a, repetition 0: no KVM"), "{error}");
+        let repetitions = join(&plan(), console, vec![Span::default()]).unwrap();
+        assert_eq!(repetitions[0].error.as_deref(), Some("no KVM"));
         assert!(join(&plan(), "", Vec::new()).is_err());
+    }
+
+    #[test]
+    fn what_a_program_says_goes_with_its_answer() {
+        let console = "ruler-said: {\"value\":{\"name\":\"v\",\"value\":3,\"unit\":\"KiB\"}}\r\n\
+                       ruler-said: {\"span\":{\"name\":\"s\",\"moments\":[[\"m\",5]]}}\n\
+                       ruler: {\"name\":\"a\",\"repetition\":0,\"resident_kib\":7,\"error\":null}\n";
+        let span = Span { parts: vec![Part::default()], ..Span::default() };
+        let repetitions = join(&plan(), console, vec![span]).unwrap();
+        assert_eq!(repetitions[0].said.len(), 2);
+        let parts: Vec<_> = repetitions[0].parts().map(|part| (part.name, part.moments[0].1)).collect();
+        assert_eq!(parts, [("s", 5)]);
     }
 }

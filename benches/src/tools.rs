@@ -42,6 +42,30 @@ pub fn vmm() -> Result<PathBuf, Error> {
     built("undercroft-vmm", "undercroft-vmm")
 }
 
+/// Builds the program that plays a machine's life through.
+pub fn scenario() -> Result<PathBuf, Error> {
+    built("undercroft-ruler-scenario", "undercroft-ruler-scenario")
+}
+
+/// Builds a benchmark of this crate's, and gives its program.
+pub fn bench(name: &str) -> Result<PathBuf, Error> {
+    let arguments = ["bench", "--quiet", "--package", env!("CARGO_PKG_NAME"), "--bench", name, "--no-run"];
+    cargo(&arguments, None)?;
+    let program = std::env::var("CARGO").unwrap_or_else(|_| "cargo".into());
+    let failed =
+        |source| Error::Program { program: "cargo bench".into(), help: "it names no program".into(), source };
+    let messages = duct::cmd(program, arguments.into_iter().chain(["--message-format=json"]))
+        .dir(root())
+        .read()
+        .map_err(failed)?;
+    let executable = |line: &str| {
+        let message: serde_json::Value = serde_json::from_str(line).ok()?;
+        (message["target"]["name"].as_str() == Some(name)).then_some(())?;
+        Some(PathBuf::from(message["executable"].as_str()?))
+    };
+    messages.lines().find_map(executable).ok_or_else(|| failed(io::ErrorKind::NotFound.into()))
+}
+
 fn built(package: &str, file: &str) -> Result<PathBuf, Error> {
     cargo(&["build", "--quiet", "--release", "--package", package], None)?;
     Ok(target().join("release").join(file))

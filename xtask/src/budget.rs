@@ -11,6 +11,9 @@ use anyhow::Context as _;
 use undercroft_benches::{
     boot::{self, Boot},
     budget::{self, Budgets, Measurement, Verdict},
+    counts::Counts,
+    peers::monitors,
+    scenario::{self, RootKind, Scenario},
     tools,
 };
 use undercroft_harness::guest;
@@ -25,6 +28,13 @@ const KIB: &str = "KiB";
 const BYTES: &str = "bytes";
 const PERCENT: &str = "percent";
 
+/// How distributions' roots are made, and whether they have users of their own.
+pub(crate) const ROOT: RootKind = RootKind::Layered;
+pub(crate) const OWN_USERS: bool = true;
+
+/// How many idle distributions are looked at.
+pub(crate) const IDLE: u32 = 10;
+
 /// Measure what has a budget, in instructions, VM entries and bytes, and fail if it is exceeded by more than 2 %.
 ///
 /// The measuring machine is made in software and its time is executed instructions, so that the numbers are the same
@@ -38,13 +48,16 @@ pub(crate) struct Arguments {
     /// Only what has a budget: leave the numbers for information out, and be done in half the time.
     #[arg(long)]
     brief: bool,
+    /// Print the phases of each number too, in the budget file's words.
+    #[arg(long)]
+    phases: bool,
     /// Write the results to this file too, as a JSON array.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
 }
 
 pub(crate) fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
-    let Arguments { kernel, brief, json } = arguments;
+    let Arguments { kernel, brief, phases, json } = arguments;
     let started = Instant::now();
     let root = tools::root();
     let budgets = Budgets::read(&root)?;
@@ -52,6 +65,9 @@ pub(crate) fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
     let verdicts = budgets.judge(&measurements);
     for verdict in &verdicts {
         println!("{verdict}");
+        if phases && !verdict.phases.is_empty() {
+            println!("{}", verdict.recorded());
+        }
     }
     if let Some(path) = json {
         let text = serde_json::to_string_pretty(&verdicts)?;
@@ -73,6 +89,10 @@ fn conclude(budgets: &Budgets, measurements: &[Measurement], verdicts: &[Verdict
             verdict.unit,
             budget::FILE
         );
+        if let Some(phase) = verdict.culprit() {
+            eprintln!("what grew most is {:?}, by {}", phase.name, phase.growth());
+        }
+        eprint!("{}", verdict.table());
         status = ExitCode::FAILURE;
     }
     for name in budgets.unmeasured(measurements) {
@@ -100,9 +120,14 @@ fn measure(kernel: Option<&Path>, brief: bool) -> anyhow::Result<Vec<Measurement
         Ok(path)
     };
     let image = pack(&tuned, "tuned.cpio")?;
+    let alone = work.join("alone.cpio");
+    monitors::initramfs(&alone)?;
+    let mut small = Boot::new("small", &tuned, &image, 128);
+    small.with_disks();
     let mut boots = vec![
         sized("tuned", &tuned, &image, 1, 512),
-        Boot::new("small", &tuned, &image, 128),
+        small,
+        Boot::alone("share", &tuned, &alone, monitors::MEMORY_MIB, true),
         sized("large", &tuned, &image, LARGE.0, LARGE.1),
     ];
     if !brief {
@@ -126,6 +151,18 @@ fn measure(kernel: Option<&Path>, brief: bool) -> anyhow::Result<Vec<Measurement
         measurements.append(&mut numbers(&boot.name, result));
     }
     measurements.extend(growth(&boots, &results));
+    eprintln!("importing, launching, executing");
+    let scenario = Scenario {
+        vmm,
+        program: tools::scenario()?,
+        kernel: tuned,
+        initramfs: image.clone(),
+        memory_mib: 512,
+        root: ROOT,
+        own_users: OWN_USERS,
+        idle: IDLE,
+    };
+    measurements.append(&mut life(&scenario::measure(&machine, &scenario, &work)?));
     for (name, path) in [("initramfs", &image), ("mini_init", &guest.mini_init), ("init", &guest.init)] {
         measurements.push(Measurement::new(format!("{name}_bytes"), size(path)?, BYTES));
     }
@@ -169,15 +206,33 @@ const DESCRIPTIONS: [(&str, Description); 2] =
 /// all up to the greeting, and of the others what the kernel took.
 fn numbers(name: &str, result: &boot::Result) -> Vec<Measurement> {
     let kernel = result.to_mini_init.l2();
+    let boot = phases(result);
+    let of = |part: fn(&Counts) -> u64| boot.clone().map(|(name, counts)| (name, part(&counts)));
+    let (total, entries) = (of(Counts::total), of(|counts| counts.vmruns));
     match name {
         "tuned" => vec![
             Measurement::new("tuned_kernel_instructions", kernel, INSTRUCTIONS),
-            Measurement::new("tuned_entries", result.to_mini_init.vmruns, ENTRIES),
+            Measurement::new("tuned_entries", result.to_mini_init.vmruns, ENTRIES).of(entries.clone()),
             Measurement::new("vmm_user_instructions", result.set_up.l1_user, INSTRUCTIONS),
             Measurement::new("tuned_total_instructions", result.to_mini_init.total(), INSTRUCTIONS),
-            Measurement::new("greeting_instructions", result.to_greeting.total(), INSTRUCTIONS),
-            Measurement::new("greeting_entries", result.to_greeting.vmruns, ENTRIES),
+            Measurement::new("greeting_instructions", result.to_greeting.total(), INSTRUCTIONS).of(total),
+            Measurement::new("greeting_entries", result.to_greeting.vmruns, ENTRIES).of(entries),
         ],
+        "share" => {
+            let (before, all) = (result.set_up, result.to_mini_init);
+            let during = all - before;
+            let share = [
+                ("host's kernel, to the first VM entry", before.l1_kernel),
+                ("VMM, to the first VM entry", before.l1_user),
+                ("host's kernel, while the guest boots", during.l1_kernel),
+                ("VMM, while the guest boots", during.l1_user),
+            ];
+            let value = all.l1_kernel + all.l1_user;
+            vec![
+                Measurement::new("vmm_share_instructions", value, INSTRUCTIONS).of(share),
+                Measurement::new("vmm_share_entries", all.vmruns, ENTRIES),
+            ]
+        }
         "small" => vec![Measurement::new("vmm_resident_kib", result.resident_kib, KIB)],
         // Its kernel calls modprobe before mini-init is there, so that the first user instruction says little.
         "stock" => vec![
@@ -189,6 +244,38 @@ fn numbers(name: &str, result: &boot::Result) -> Vec<Measurement> {
             Measurement::new(format!("{name}_entries"), result.to_mini_init.vmruns, ENTRIES),
         ],
     }
+}
+
+/// A boot's phases, by the event that ends each.
+fn phases(result: &boot::Result) -> [(&'static str, Counts); 3] {
+    [
+        ("VMM's execve to the first VM entry", result.set_up),
+        ("kernel, to mini-init", result.to_mini_init - result.set_up),
+        ("mini-init, to its greeting", result.to_greeting - result.to_mini_init),
+    ]
+}
+
+/// The parts of a machine's life that have budgets or are good to know.
+fn life(result: &scenario::Result) -> Vec<Measurement> {
+    let mut measurements = Vec::new();
+    for part in &result.parts {
+        let name = part.name.replace('-', "_");
+        let shares = part.whole.shares().map(|(name, count)| (name.to_owned(), count));
+        let total = part.whole.total();
+        measurements.push(
+            Measurement::new(format!("{name}_instructions"), total, INSTRUCTIONS)
+                .of(shares.into_iter().chain(part.steps.iter().cloned())),
+        );
+        measurements.push(Measurement::new(format!("{name}_entries"), part.whole.vmruns, ENTRIES));
+        if let Some(program) = part.program {
+            let value = program.total();
+            let name = format!("{name}_to_program_instructions");
+            measurements.push(Measurement::new(name, value, INSTRUCTIONS).of(program.shares()));
+        }
+    }
+    let values = result.values.iter().filter(|(_, _, unit)| unit == KIB);
+    measurements.extend(values.map(|(name, value, _)| Measurement::new(format!("{name}_kib"), *value, KIB)));
+    measurements
 }
 
 fn size(path: &Path) -> anyhow::Result<u64> {

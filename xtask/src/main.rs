@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
+mod bench;
 mod boot;
 mod budget;
 mod kernel;
@@ -21,6 +22,7 @@ enum Command {
     Kernel(kernel::Arguments),
     Lab(lab::Arguments),
     Budget(budget::Arguments),
+    Bench(bench::Arguments),
     Tidy(tidy::Arguments),
 }
 
@@ -31,6 +33,7 @@ fn main() -> ExitCode {
         Command::Kernel(a) => kernel::run(a),
         Command::Lab(a) => lab::run(a),
         Command::Budget(a) => budget::run(a),
+        Command::Bench(a) => bench::run(a),
         Command::Tidy(a) => tidy::run(a),
     };
     outcome.unwrap_or_else(|error| {

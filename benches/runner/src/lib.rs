@@ -1,5 +1,6 @@
 //! What the ruler tells its machine to do, and what the machine answers on its console.
 
+pub mod marker;
 pub mod residence;
 
 use std::path::PathBuf;
@@ -11,6 +12,41 @@ pub const PLAN: &str = "/plan.json";
 
 /// What a line of the console begins with that holds an [`Answer`] as JSON.
 pub const ANSWER: &str = "ruler: ";
+
+/// What a line of the console begins with that holds something [`Said`] by a program, as JSON.
+pub const SAID: &str = "ruler-said: ";
+
+/// What a measured program tells the ruler, besides its markers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Said {
+    /// The name of the span between the two markers that were executed last; one for each, in order.
+    Span {
+        /// What was done in it. Spans of one name are repetitions, and the first of several is not counted.
+        name: String,
+        /// Moments in it and the nanoseconds from its begin to each, by the machine's clock.
+        moments: Vec<(String, u64)>,
+    },
+    /// A number that is no instruction count.
+    Value {
+        /// What it is.
+        name: String,
+        /// How many.
+        value: u64,
+        /// Of what.
+        unit: String,
+    },
+}
+
+impl Said {
+    /// Says it: prints it on a line of its own.
+    pub fn say(&self) {
+        match serde_json::to_string(self) {
+            Ok(json) => println!("{SAID}{json}"),
+            Err(error) => println!("{SAID}{error}"),
+        }
+    }
+}
 
 /// What the machine does from its start until it switches off.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -70,3 +106,9 @@ pub struct Answer {
 pub const TAG_BEGIN: u16 = 1;
 /// The tag of the marker when the program has got to where the run ends.
 pub const TAG_UP: u16 = 2;
+/// The tags of the markers around a span that a program has within its run.
+pub const TAG_SPAN_BEGIN: u16 = 3;
+/// The other one.
+pub const TAG_SPAN_END: u16 = 4;
+/// The tag of the marker that is the first instruction of a program which others start, in L1 or in L2.
+pub const TAG_PROGRAM: u16 = 5;

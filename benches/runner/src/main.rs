@@ -1,6 +1,5 @@
 //! PID 1 of the ruler's machine (L1): loads KVM, runs the plan's programs, answers on the console, switches off.
 
-mod marker;
 mod spawn;
 
 use std::{
@@ -17,11 +16,11 @@ use std::{
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
     fd::AsFd as _,
-    mount::{MountFlags, mount},
-    process::{Pid, PidfdFlags, pidfd_open},
+    mount::{MountFlags, mount, mount_bind, mount_move},
+    process::{Pid, PidfdFlags, chdir, chroot, pidfd_open},
     system::{RebootCommand, finit_module, reboot},
 };
-use undercroft_ruler_runner::{ANSWER, Answer, PLAN, Plan, Run, TAG_UP, Until, residence};
+use undercroft_ruler_runner::{ANSWER, Answer, PLAN, Plan, Run, TAG_UP, Until, marker, residence};
 
 /// How long a guest is left alone before its VMM's memory is looked at: it connects before it has settled.
 const SETTLE: Duration = Duration::from_millis(500);
@@ -35,10 +34,31 @@ fn main() {
     panic!("cannot switch off: {failed:?}");
 }
 
+/// What is mounted where.
+const MOUNTS: [(&str, &str); 6] = [
+    ("proc", "/proc"),
+    ("sysfs", "/sys"),
+    ("devtmpfs", "/dev"),
+    ("tmpfs", "/run"),
+    ("tmpfs", "/tmp"),
+    ("cgroup2", "/sys/fs/cgroup"),
+];
+
+/// Makes the initramfs a root like any other: pivot_root(2), which programs that make containers call, refuses to leave
+/// the one that the kernel unpacked.
+fn leave_the_first_root() -> io::Result<()> {
+    const STEP: &str = "/root-of-the-machine";
+    fs::create_dir_all(STEP)?;
+    mount_bind("/", STEP)?;
+    chdir(STEP)?;
+    mount_move(STEP, "/")?;
+    chroot(".")?;
+    Ok(chdir("/")?)
+}
+
 fn run() -> io::Result<()> {
-    for (kind, target) in
-        [("proc", "/proc"), ("sysfs", "/sys"), ("devtmpfs", "/dev"), ("tmpfs", "/run"), ("tmpfs", "/tmp")]
-    {
+    leave_the_first_root()?;
+    for (kind, target) in MOUNTS {
         fs::create_dir_all(target)?;
         mount(kind, target, kind, MountFlags::empty(), None)?;
     }

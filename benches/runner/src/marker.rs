@@ -3,7 +3,7 @@
 
 /// Executes the marker with this tag: a NOP of 8 bytes whose displacement is `0x5543_0000 + TAG`.
 #[inline(always)]
-pub(crate) fn mark<const TAG: u16>() {
+pub fn mark<const TAG: u16>() {
     // SAFETY: a NOP with a memory operand accesses no memory and changes no register.
     unsafe {
         std::arch::asm!(

@@ -7,9 +7,7 @@ use std::{
     process::{Child, Command, Stdio},
 };
 
-use undercroft_ruler_runner::TAG_BEGIN;
-
-use crate::marker;
+use undercroft_ruler_runner::{TAG_BEGIN, marker};
 
 /// Starts `program`; its output goes to the console.
 pub(crate) fn spawn(program: &[String]) -> io::Result<Child> {

@@ -43,18 +43,25 @@ pub(super) fn run(context: &mut Context) -> anyhow::Result<()> {
     }
     let environment =
         vec![(suite::SET, set.display().to_string()), (suite::RESULTS, results.display().to_string())];
-    // The lab's own tests run on the host, with the unit tests. Backwards, because sessions have the longest ones.
-    let mut queue = Vec::new();
+    // The lab's own tests run on the host, with the unit tests. Backwards, because sessions have the longest ones; but first
+    // what the others find made.
+    let (mut first, mut queue) = (Vec::new(), Vec::new());
     for (binary, path) in tests.into_iter().rev().filter(|(name, _)| name != "lab") {
         for test in schedule::names(&path)? {
             let wanted =
                 context.filter.as_ref().is_none_or(|f| format!("{binary} {test}").contains(f.as_str()));
-            if wanted {
-                queue.push(Job { binary: binary.clone(), path: path.clone(), test });
+            let job = Job { binary: binary.clone(), path: path.clone(), test };
+            if binary == "bases" {
+                first.push(job);
+            } else if wanted {
+                queue.push(job);
             }
         }
     }
-    let failed = schedule::run(queue, in_lab.is_some(), &environment)?;
+    let mut failed = Vec::new();
+    for jobs in [first, queue] {
+        failed.extend(schedule::run(jobs, in_lab.is_some(), &environment)?);
+    }
     summarise(&results, context)?;
     if failed.is_empty() { Ok(()) } else { bail!("guest tests failed: {}", failed.join(", ")) }
 }

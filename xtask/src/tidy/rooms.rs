@@ -35,11 +35,13 @@ const ROOMS: &[(&str, &[&str])] = &[
             "undercroft",
             "undercroft-harness",
             "undercroft-ruler-runner",
+            "undercroft-ruler-scenario",
         ],
     ),
     ("undercroft-lab", &[]),
     ("undercroft-ruler", &[]),
     ("undercroft-ruler-runner", &[]),
+    ("undercroft-ruler-scenario", &["undercroft", "undercroft-vmm", "undercroft-ruler-runner"]),
     (
         "xtask",
         &[
