@@ -13,7 +13,7 @@ use undercroft_harness::{
 /// With systemd, and all the time that a lab may need. A unit that says goodbye shows that stopping was in order, and a
 /// journal on the disk that it was closed.
 const PREPARE: &str = r"set -e
-printf '[boot]\nsystemd=true\ninitTimeout=200000\n' > /etc/wsl.conf
+printf '[boot]\nsystemd=true\ninitTimeout=500000\n' > /etc/wsl.conf
 useradd --create-home --shell /bin/bash ada
 mkdir -p /var/log/journal
 cat > /etc/systemd/system/farewell.service <<END
@@ -56,10 +56,10 @@ fn as_user(vm: &Vm, name: &str, user: &str, script: &str) -> Result<String, Fail
     Ok(String::from_utf8_lossy(&output.stdout).trim_end().into())
 }
 
-/// Each release on one kernel: a boot of systemd takes a minute in the lab.
+/// Each release, on the tuned kernel: under a stock one the same takes the lab eight minutes.
 #[rstest]
 #[case(Release::Debian12, Kernel::Tuned)]
-#[case(Release::Debian13, Kernel::Stock)]
+#[case(Release::Debian13, Kernel::Tuned)]
 fn a_debian_with_systemd_comes_up_and_goes_down_in_order(
     #[case] release: Release,
     #[case] kernel: Kernel,

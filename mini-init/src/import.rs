@@ -39,8 +39,13 @@ pub(crate) fn run(what: &Import, mouth: &mut Mouth) -> Result<Done, Failure> {
     mount(None::<&str>, "/", None::<&str>, private, None::<&str>)
         .map_err(system("making the mounts private"))?;
     fs::create_dir_all(place).map_err(system(&format!("making {PLACE}")))?;
-    let mounted =
-        mount(Some(&device), place, Some("ext4"), MsFlags::MS_NOATIME, Some("discard,errors=remount-ro"));
+    let mounted = mount(
+        Some(&device),
+        place,
+        Some("ext4"),
+        MsFlags::MS_NOATIME,
+        Some("discard,errors=remount-ro,no_prefetch_block_bitmaps"),
+    );
     let where_from = format!("mounting {} ({}) as ext4", disk::describe(&what.disk), device.display());
     mounted.map_err(failure(FailureKind::Disk, &where_from))?;
     let imported = unpack_all(what, place, mouth);
