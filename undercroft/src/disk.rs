@@ -149,8 +149,12 @@ fn mke2fs(path: &Path, size: u64, journal: Journal) -> Result<()> {
         .args(["-m", "0", "-G", "256"])
         .args(["-E", "lazy_itable_init=1,lazy_journal_init=1,discard,root_owner=0:0"]);
     match journal {
-        // It need not be longer for one machine's writes.
-        Journal::Yes => mke2fs.args(["-O", &format!("{FEATURES}{wide},has_journal"), "-J", "size=64"]),
+        Journal::Yes => {
+            // 64 MiB are enough for one machine's writes, and no more than an eighth of a small disk, down to the least
+            // that a journal can be.
+            let mib = (size >> 23).clamp(4, 64);
+            mke2fs.args(["-O", &format!("{FEATURES}{wide},has_journal"), "-J", &format!("size={mib}")])
+        }
         Journal::No => mke2fs.args(["-O", &format!("{FEATURES}{wide}")]),
     };
     mke2fs.arg(path).stdin(Stdio::null());
@@ -219,9 +223,12 @@ mod tests {
     fn file_systems_have_no_faults() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("d.ext4");
-        for (size, journal) in
-            [(1 << 30, Journal::Yes), (DEFAULT_SIZE, Journal::No), (17 << 40, Journal::Yes)]
-        {
+        for (size, journal) in [
+            (48 << 20, Journal::Yes),
+            (1 << 30, Journal::Yes),
+            (DEFAULT_SIZE, Journal::No),
+            (17 << 40, Journal::Yes),
+        ] {
             let file = create_file(&path).unwrap();
             match format(&file, &path, size, journal) {
                 Err(Error::NoProgram { .. }) => return eprintln!("skipped: mke2fs is not installed"),
