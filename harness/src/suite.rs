@@ -36,7 +36,7 @@ pub struct Suite {
     pub debian13: PathBuf,
     /// A folder for what a test keeps (logs); exists.
     pub logs: PathBuf,
-    /// A folder for bases that tests share; exists, and is empty when a run begins.
+    /// A folder for bases that tests share; exists.
     pub bases: PathBuf,
 }
 

@@ -56,20 +56,21 @@ pub(crate) struct Arguments {
 }
 
 pub(crate) fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
+    let Arguments { peers: with_peers, kernel, filter } = arguments;
     let started = Instant::now();
     packages::ensure_all(&[Group::Disk, Group::Tests])?;
-    let kernel = match &arguments.kernel {
-        Some(path) => undercroft_kernel_config::given(path)?,
+    let kernel = match kernel {
+        Some(path) => undercroft_kernel_config::given(&path)?,
         None => crate::kernel::ensure_tuned()?,
     };
     let work = guest::target().join("ruler").join("bench");
     fs::create_dir_all(&work).with_context(|| format!("cannot create {}", work.display()))?;
     let scenario = prepare(kernel, &work)?;
-    let status = if arguments.peers {
+    let status = if with_peers {
         peers(&scenario, &work)?;
         ExitCode::SUCCESS
     } else {
-        benchmarks(&scenario, arguments.filter.as_deref(), &work)?
+        benchmarks(&scenario, filter.as_deref(), &work)?
     };
     eprintln!("measured in {} s", started.elapsed().as_secs());
     Ok(status)

@@ -207,12 +207,12 @@ const DESCRIPTIONS: [(&str, Description); 2] =
 fn numbers(name: &str, result: &boot::Result) -> Vec<Measurement> {
     let kernel = result.to_mini_init.l2();
     let boot = phases(result);
-    let of = |part: fn(&Counts) -> u64| boot.clone().map(|(name, counts)| (name, part(&counts)));
+    let of = |part: fn(&Counts) -> u64| boot.map(|(name, counts)| (name, part(&counts)));
     let (total, entries) = (of(Counts::total), of(|counts| counts.vmruns));
     match name {
         "tuned" => vec![
             Measurement::new("tuned_kernel_instructions", kernel, INSTRUCTIONS),
-            Measurement::new("tuned_entries", result.to_mini_init.vmruns, ENTRIES).of(entries.clone()),
+            Measurement::new("tuned_entries", result.to_mini_init.vmruns, ENTRIES).of(entries),
             Measurement::new("vmm_user_instructions", result.set_up.l1_user, INSTRUCTIONS),
             Measurement::new("tuned_total_instructions", result.to_mini_init.total(), INSTRUCTIONS),
             Measurement::new("greeting_instructions", result.to_greeting.total(), INSTRUCTIONS).of(total),

@@ -127,8 +127,8 @@ fn millions(count: u64) -> String {
     let millions = count as f64 / 1e6;
     match count {
         0 => "0".into(),
-        ..10_000_000 => format!("{millions:.2}"),
-        ..100_000_000 => format!("{millions:.1}"),
+        1..10_000_000 => format!("{millions:.2}"),
+        10_000_000..100_000_000 => format!("{millions:.1}"),
         _ => format!("{millions:.0}"),
     }
 }

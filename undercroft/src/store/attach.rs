@@ -87,8 +87,9 @@ impl Disks {
     /// Pulls out what a distribution had that is not launched any more. If its own disk cannot be pulled out, its base
     /// stays, too: the guest still has both mounted.
     pub fn detach(&self, machine: &impl Plugs, attached: Attached) -> Result<()> {
-        machine.detach_disk(attached.root.own_disk().clone())?;
-        attached.base.map_or(Ok(()), |digest| self.detach_base(machine, &digest))
+        let Attached { root, base, _disk } = attached;
+        machine.detach_disk(root.own_disk().clone())?;
+        base.map_or(Ok(()), |digest| self.detach_base(machine, &digest))
     }
 
     fn attach_base(&self, machine: &impl Plugs, base: Base) -> Result<DiskAddress> {

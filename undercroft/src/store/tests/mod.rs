@@ -292,10 +292,13 @@ fn what_is_missing_is_named() {
     assert!(matches!(refusal(error), StoreError::Newer { version: 9, known: 1, .. }));
 }
 
+/// The next number, what is plugged in and whether read-only, and whether the next plug is refused.
+type Slots = (u16, Vec<(DiskAddress, bool)>, bool);
+
 /// Counts what is plugged in, and can refuse.
 #[derive(Default)]
 struct Plugboard {
-    state: std::sync::Mutex<(u16, Vec<(DiskAddress, bool)>, bool)>,
+    state: std::sync::Mutex<Slots>,
 }
 
 impl Plugs for Plugboard {

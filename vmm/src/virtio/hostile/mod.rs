@@ -36,8 +36,11 @@ use land::Land;
 use ledger::Taken;
 use program::Program;
 
-/// What programs can attack, by name.
-pub const TARGETS: &[(&str, fn(&[u8]))] = &[
+/// A name, and how a program is run against what it names.
+pub type Target = (&'static str, fn(&[u8]));
+
+/// What programs can attack.
+pub const TARGETS: &[Target] = &[
     ("transport", attack::<echo::Subject>),
     ("block", attack::<block::Subject>),
     ("scsi", attack::<scsi::Subject>),

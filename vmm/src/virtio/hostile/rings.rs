@@ -156,7 +156,7 @@ impl<S: Subject> Guest<S> {
             10 => {
                 chain.remove(at);
             }
-            _ => raw.flags |= program.byte() as u16 & 0xfc,
+            _ => raw.flags |= u16::from(program.byte()) & 0xfc,
         }
         false
     }

@@ -105,7 +105,7 @@ impl super::Subject for Subject {
 
     fn host(&mut self, _: &mut Program<'_>) {
         if self.control.detach(GUEST_UNIT).is_err() {
-            let (backing, disk) = Backing::new(self.disks.len() % 2 == 0);
+            let (backing, disk) = Backing::new(self.disks.len().is_multiple_of(2));
             self.control.attach(GUEST_UNIT, disk).expect("a free unit");
             self.disks.push(backing);
         }
