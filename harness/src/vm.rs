@@ -352,11 +352,10 @@ impl Vm {
 
     /// The same without keeping it, for archives that are refused.
     pub fn try_import(&self, path: &Path, archive: &Path) -> Result<DiskAddress, Error> {
-        let disk = NewDisk::create(path, disk::DEFAULT_SIZE)?;
+        let archive = Archive::open(archive)?;
+        let disk = NewDisk::create(path, archive.room())?;
         let address = self.machine().attach_disk(disk.file(), false)?;
-        let imported = Archive::open(archive)
-            .map_err(Error::from)
-            .and_then(|archive| self.machine().import(address.clone(), archive, |_| ()));
+        let imported = self.machine().import(address.clone(), archive, |_| ());
         if let Err(error) = imported {
             self.machine().detach_disk(address)?;
             return Err(error);

@@ -14,8 +14,9 @@ use std::{
 
 use crate::error::{Error, Result};
 
-/// The size of a distribution's disk, in bytes, unless somebody wants another.
-pub const DEFAULT_SIZE: u64 = 256 << 30;
+/// The size of a distribution's own disk, in bytes, unless somebody wants another. It is a limit and takes no space, but
+/// Linux looks at each of a disk's block groups (128 MiB) when it is mounted: see docs/decisions.md, "How large a disk is".
+pub const DEFAULT_SIZE: u64 = 64 << 30;
 /// From this size on, in bytes, block numbers need more than 32 bits (at 4096 bytes a block).
 const WIDE: u64 = 16 << 40;
 /// Below this, in MiB, a file system counts as full when a write to a disk on it has failed.

@@ -214,6 +214,16 @@ impl Archive {
         Ok(archive)
     }
 
+    /// Bytes of a disk that has room for what it holds: twice its content and a gigabyte, where the content of something
+    /// compressed is taken to be eight times as long; the default for a stream, whose length nobody knows. Every 128 MiB of
+    /// a disk cost each mount of it, so that a base is made no larger than it may have to be.
+    pub fn room(&self) -> u64 {
+        const UNIT: u64 = 1 << 30;
+        let Some(length) = self.total else { return crate::disk::DEFAULT_SIZE };
+        let factor = if self.format == Format::Plain { 2 } else { 16 };
+        length.saturating_mul(factor).div_ceil(UNIT).saturating_add(1).min(1 << 14) * UNIT
+    }
+
     /// How it is compressed.
     pub fn format(&self) -> Format {
         self.format

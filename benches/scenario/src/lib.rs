@@ -85,9 +85,13 @@ impl Stage {
 
     /// An empty disk in the machine.
     pub fn empty_disk(&mut self) -> Result<DiskAddress> {
+        self.disk_of(undercroft::disk::DEFAULT_SIZE)
+    }
+
+    fn disk_of(&mut self, bytes: u64) -> Result<DiskAddress> {
         self.made += 1;
         let path = self.disks.path().join(format!("{}.raw", self.made));
-        let file = NewDisk::create(&path, undercroft::disk::DEFAULT_SIZE)?.keep()?;
+        let file = NewDisk::create(&path, bytes)?.keep()?;
         Ok(self.machine.attach_disk(&file, false)?)
     }
 
@@ -107,7 +111,8 @@ impl Stage {
         let base = match &self.base {
             Some(base) => base.clone(),
             None => {
-                let base = self.empty_disk()?;
+                let room = Archive::open(&self.setting.archive)?.room();
+                let base = self.disk_of(room)?;
                 self.import(&base)?;
                 self.base.insert(base).clone()
             }

@@ -184,7 +184,7 @@ impl NewBase {
     }
 
     fn fill(&self, by: &mut dyn Unpack, archive: Archive) -> Result<Imported> {
-        disk::format(&self.file, self.path(), disk::DEFAULT_SIZE, Journal::No)?;
+        disk::format(&self.file, self.path(), archive.room(), Journal::No)?;
         by.unpack(&self.file, archive).map_err(|error| disk::explain(self.path(), error))
     }
 
