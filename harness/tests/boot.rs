@@ -4,7 +4,7 @@ use rstest::rstest;
 use undercroft::error::{Cause, Error};
 use undercroft_harness::{
     outcome::Outcome,
-    vm::{Kernel, boot, guest_test},
+    vm::{Kernel, Wanted, boot, guest_test},
 };
 use undercroft_vmm::config::Description;
 
@@ -85,7 +85,7 @@ fn ends_are_told_apart(
 ) -> Outcome {
     guest_test(|suite| {
         let vm = boot(suite, kernel)
-            .distro("a", &suite.busybox)
+            .wants(Wanted::new("a", &suite.busybox).shared_users())
             .expecting("sysrq triggered crash")
             .expecting("Oops")
             .expecting("BUG: kernel NULL pointer")

@@ -4,7 +4,7 @@ use rstest::rstest;
 use undercroft::Program;
 use undercroft_harness::{
     outcome::Outcome,
-    vm::{Kernel, boot, guest_test},
+    vm::{Kernel, Wanted, boot, guest_test},
 };
 
 #[rstest]
@@ -35,7 +35,10 @@ fn a_debian_is_one(#[values(Kernel::Stock, Kernel::Tuned)] kernel: Kernel) -> Ou
 #[test]
 fn the_tuned_kernels_modules_come_when_they_are_needed() -> Outcome {
     guest_test(|suite| {
-        let vm = boot(suite, Kernel::Tuned).memory("768M").distro("deb", &suite.debian).start()?;
+        let vm = boot(suite, Kernel::Tuned)
+            .memory("768M")
+            .wants(Wanted::new("deb", &suite.debian).shared_users())
+            .start()?;
         vm.read("deb", "ip link add br0 type bridge && ip link add v0 type veth peer name v1 && ip link add w0 type wireguard")?;
         vm.read("deb", "ip link add x0 type vxlan id 7 dstport 4789 dev lo || ip link add x0 type vxlan id 7 dstport 4789")?;
         // A file system that is a module comes with the first mount, which fails for want of a disk.

@@ -9,7 +9,7 @@ use rstest::rstest;
 use undercroft::{LaunchOptions, NewDisk, Root, disk::DEFAULT_SIZE};
 use undercroft_harness::{
     outcome::Outcome,
-    vm::{Kernel, boot, guest_test},
+    vm::{Kernel, Wanted, boot, guest_test},
 };
 use undercroft_vmm::config::DiskConfig;
 
@@ -63,13 +63,13 @@ fn read_only_is_enforced_outside_the_guest(
                 let disk = DiskConfig { path: blk.clone(), read_only: true, serial: "rom".into() };
                 |config| config.disks.push(disk)
             })
-            .distro("a", &suite.busybox)
+            .wants(Wanted::new("a", &suite.busybox).shared_users())
             .start()?;
         let address = vm.check(vm.machine().attach_disk(&File::open(&scsi)?, true))?;
         let scsi_name = "for d in /sys/block/sd*; do [ $(cat $d/size) = 2048 ] && echo ${d##*/}; done";
         let scsi_name = vm.read("a", scsi_name)?;
         for (name, file) in [("vda", &blk), (scsi_name.as_str(), &scsi)] {
-            // A distribution's /dev has no raw disks; its root can make a node as long as it is the VM's root.
+            // A distribution's /dev has no raw disks; its root can make a node only where it is the VM's root.
             let device = format!("/dev/raw-{name}");
             let node = format!("mknod {device} b $(tr : ' ' < /sys/block/{name}/dev)");
             vm.read("a", &node)?;
@@ -110,7 +110,7 @@ fn what_a_distribution_deletes_goes_back_to_the_host(
 #[rstest]
 fn fsync_survives_a_kill(#[values(Kernel::Stock, Kernel::Tuned)] kernel: Kernel) -> Outcome {
     guest_test(|suite| {
-        let vm = boot(suite, kernel).distro("a", &suite.busybox).start()?;
+        let vm = boot(suite, kernel).wants(Wanted::new("a", &suite.busybox).flat()).start()?;
         let disk = vm.disk("a")?.to_path_buf();
         let copy = tempfile::tempdir()?;
         let kept = copy.path().join("kept.raw");

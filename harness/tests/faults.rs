@@ -7,7 +7,7 @@ use undercroft::Cause;
 use undercroft_harness::{
     outcome::Outcome,
     suite::Suite,
-    vm::{Kernel, boot, guest_test},
+    vm::{Kernel, Wanted, boot, guest_test},
 };
 
 /// Boots what stands in a file made by `make`, and gives what is said.
@@ -64,7 +64,7 @@ fn a_triple_fault_is_one() -> Outcome {
     guest_test(|suite| {
         let vm = boot(suite, Kernel::Tuned)
             .with(|config| config.command_line.push_str(" reboot=t"))
-            .distro("a", &suite.busybox)
+            .wants(Wanted::new("a", &suite.busybox).shared_users())
             .start()?;
         let _ = vm.sh("a", "echo 1 > /proc/sys/kernel/sysrq; echo b > /proc/sysrq-trigger; sleep 60");
         assert_eq!(vm.machine().wait().cause, Cause::TripleFault);
