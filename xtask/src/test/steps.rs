@@ -152,7 +152,7 @@ fn tidy(_: &mut Context) -> anyhow::Result<()> {
 
 fn budget(context: &mut Context) -> anyhow::Result<()> {
     context.wait_for_kernel()?;
-    sh(Command::new(std::env::current_exe()?).arg("budget"))
+    sh(Command::new(std::env::current_exe()?).args(["budget", "--brief"]))
 }
 
 /// The release of cargo-deny that is installed where there is none.
