@@ -166,8 +166,9 @@ fn settled(vm: &Vm) -> Result<u64, Failure> {
 /// Scene 18: what annoyed the author of the article. Ours does not grow: the pages of the base are there already.
 #[test]
 fn the_tenth_idle_distribution_costs_little() -> Outcome {
-    // 3 MiB are promised (benches/budget.toml); the host's huge pages make steps of 2 MiB of it.
-    const MOST_KIB: u64 = 4 << 10;
+    // 3 MiB are promised, and benches/budget.toml holds what is measured in a quiet machine. Here the host's huge pages make
+    // steps of 2 MiB of it, three of them now and then; what this looks out for is what costs each distribution tens.
+    const MOST_KIB: u64 = 8 << 10;
     guest_test(|suite| {
         let names: Vec<String> = (0..10).map(|n| format!("d{n}")).collect();
         let mut vm = boot(suite, Kernel::Tuned).start()?;
