@@ -134,20 +134,16 @@ fn who_takes_too_much_dies_alone(#[values(Kernel::Stock, Kernel::Tuned)] kernel:
         refused(&vm, "hog", "tail -c 200000000 /dev/zero")?;
         assert_ne!(vm.read("hog", "grep -w oom_kill /sys/fs/cgroup/memory.events")?, "oom_kill 0");
         unharmed(&vm, "b")?;
-        // Processes.
-        refused(
-            &vm,
-            "hog",
-            "for i in $(seq 100); do sleep 30 & done 2>&1 | grep -q 'an.t fork' && exit 1; test $(ls -d /proc/[0-9]* | wc -l) -gt 90",
-        )?;
+        // Processes: the shell cannot fork any more, and says so. What it has started is over soon.
+        refused(&vm, "hog", "for i in $(seq 100); do sleep 4 >/dev/null 2>&1 & done")?;
         unharmed(&vm, "b")?;
-        vm.read("hog", "pkill sleep; true")?;
+        std::thread::sleep(std::time::Duration::from_secs(10));
         // Disk: its own is full, the others' are not.
         refused(&vm, "hog", "dd if=/dev/zero of=/fill bs=1M count=100")?;
         vm.read("b", "dd if=/dev/zero of=/fill bs=1M count=100 2>/dev/null && rm /fill")?;
         vm.read("hog", "rm /fill")?;
         // Inodes.
-        refused(&vm, "hog", "mkdir -p /many && cd /many && seq 200000 | xargs touch")?;
+        refused(&vm, "hog", "mkdir -p /many && cd /many && seq 9000 | xargs touch")?;
         vm.read("b", "touch /one")?;
         vm.read("hog", "rm -r /many; echo alive")?;
         unharmed(&vm, "b")?;
