@@ -122,13 +122,13 @@ fn owners_are_its_own_and_the_shared_memory_knows_them() -> Outcome {
 fn who_takes_too_much_dies_alone(#[values(Kernel::Stock, Kernel::Tuned)] kernel: Kernel) -> Outcome {
     guest_test(|suite| {
         let limits =
-            Limits { memory: Some(64 << 20), pids: Some(64), cpu_milli: Some(500), ..Limits::default() };
+            Limits { memory: Some(64 << 20), pids: Some(64), cpu_milli: Some(900), ..Limits::default() };
         let hog = Wanted::new("hog", &suite.busybox).limits(limits).disk(96 << 20);
         let vm = boot(suite, kernel).wants(hog).distro("b", &suite.busybox).start()?;
         vm.read("b", "sleep 7777 & echo $! > /run/victim")?;
         assert_eq!(
             vm.read("hog", "cd /sys/fs/cgroup; cat memory.max pids.max cpu.max")?,
-            "67108864\n64\n50000 100000"
+            "67108864\n64\n90000 100000"
         );
         // Memory: tail keeps all that it reads until it has seen the end.
         refused(&vm, "hog", "tail -c 200000000 /dev/zero")?;
@@ -143,7 +143,7 @@ fn who_takes_too_much_dies_alone(#[values(Kernel::Stock, Kernel::Tuned)] kernel:
         vm.read("b", "dd if=/dev/zero of=/fill bs=1M count=100 2>/dev/null && rm /fill")?;
         vm.read("hog", "rm /fill")?;
         // Inodes.
-        refused(&vm, "hog", "mkdir -p /many && cd /many && seq 9000 | xargs touch")?;
+        refused(&vm, "hog", "mkdir -p /many && cd /many && seq 7000 | xargs touch")?;
         vm.read("b", "touch /one")?;
         vm.read("hog", "rm -r /many; echo alive")?;
         unharmed(&vm, "b")?;
