@@ -111,11 +111,17 @@ fn a_machine_grows_and_shrinks(#[values(Kernel::Stock, Kernel::Tuned)] kernel: K
     })
 }
 
-/// KiB of a file in the host's page cache (util-linux's fincore, which every host has).
-fn cached(path: &std::path::Path) -> Result<u64, Failure> {
-    let output = std::process::Command::new("fincore").args(["-nbr", "-o", "RES"]).arg(path).output()?;
-    let text = String::from_utf8_lossy(&output.stdout).trim().to_owned();
-    text.parse::<u64>().map(|bytes| bytes / 1024).map_err(|_| Failure::Harness(format!("fincore: {text:?}")))
+/// MiB of files in the host's page cache, without shared memory. Of the whole host, and not of the disk's file by mincore(2): the
+/// lab's files come by virtiofs, which forgets a file's pages whenever somebody opens it.
+fn cached() -> Result<u64, Failure> {
+    let text = std::fs::read_to_string("/proc/meminfo")?;
+    let of = |name: &str| {
+        let value =
+            text.lines().find_map(|line| line.strip_prefix(name)?.trim().strip_suffix(" kB")?.parse().ok());
+        value.ok_or_else(|| Failure::Harness(format!("/proc/meminfo has no {name}")))
+    };
+    let (all, shared): (u64, u64) = (of("Cached:")?, of("Shmem:")?);
+    Ok(all.saturating_sub(shared) / 1024)
 }
 
 /// What a distribution writes, and reads again when its own cache is gone, is not in the host's page cache too; unless that is
@@ -132,6 +138,7 @@ fn the_hosts_page_cache_holds_no_second_copy(#[case] page_cache: bool) -> Outcom
         let path = folder.path().join("disk.raw");
         let disk = vm.try_import(&path, &suite.busybox);
         let disk = vm.check(disk)?;
+        let before = cached()?;
         for script in
             [format!("dd if=/dev/urandom of=/f bs=1M count={MIB} conv=fsync"), "cat /f > /dev/null".into()]
         {
@@ -144,14 +151,14 @@ fn the_hosts_page_cache_holds_no_second_copy(#[case] page_cache: bool) -> Outcom
             // Its file system is unmounted, and the guest's cache of it gone.
             let stopped = a.terminate(Duration::from_secs(60));
             vm.check(stopped)?;
-            let kept = cached(&path)? / 1024;
+            let kept = cached()?.saturating_sub(before);
             if page_cache {
                 assert!(
-                    kept >= MIB,
-                    "`{script}`: {kept} MiB are in the page cache; the control finds nothing"
+                    kept >= MIB * 3 / 4,
+                    "`{script}`: {kept} MiB more are in the page cache; the control finds nothing"
                 );
             } else {
-                assert!(kept <= MIB / 16, "`{script}`: {kept} MiB are in the host's page cache");
+                assert!(kept <= MIB / 4, "`{script}`: {kept} MiB more are in the host's page cache");
             }
         }
         vm.power_off()

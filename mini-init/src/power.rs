@@ -47,7 +47,22 @@ pub(crate) fn stop_everything() -> Vec<String> {
         complaints.push(format!("{target} could not be unmounted ({error}); {second}"));
     }
     sync();
+    end_reports();
     complaints
+}
+
+/// Takes the balloon's driver away. The kernel breaks every virtio queue before it powers off, and what reports free pages
+/// at that moment would complain of it in a page of kernel log (6.12, virtio_balloon.c, virtballoon_free_page_report).
+fn end_reports() {
+    const DRIVER: &str = "/sys/bus/virtio/drivers/virtio_balloon";
+    let Ok(devices) = fs::read_dir(DRIVER) else { return };
+    for device in devices.flatten() {
+        let name = device.file_name();
+        if name.as_encoded_bytes().starts_with(b"virtio") {
+            // If it stays, it stays: the power goes all the same.
+            let _ = fs::write(format!("{DRIVER}/unbind"), name.as_encoded_bytes());
+        }
+    }
 }
 
 /// Waits for killed processes, two seconds at most: one in an uninterruptible sleep must not keep the VM.
