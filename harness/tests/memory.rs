@@ -152,13 +152,14 @@ fn the_hosts_page_cache_holds_no_second_copy(#[case] page_cache: bool) -> Outcom
             let stopped = a.terminate(Duration::from_secs(60));
             vm.check(stopped)?;
             let kept = cached()?.saturating_sub(before);
-            if page_cache {
+            if !page_cache {
+                assert!(kept <= MIB / 4, "`{script}`: {kept} MiB more are in the host's page cache");
+            } else if script.starts_with("dd") {
+                // Of what is read the lab's virtiofs forgets all when the next write changes the file's time.
                 assert!(
                     kept >= MIB * 3 / 4,
-                    "`{script}`: {kept} MiB more are in the page cache; the control finds nothing"
+                    "`{script}`: only {kept} MiB more are in the page cache: this finds nothing"
                 );
-            } else {
-                assert!(kept <= MIB / 4, "`{script}`: {kept} MiB more are in the host's page cache");
             }
         }
         vm.power_off()
