@@ -137,6 +137,16 @@ impl Distribution {
         self.inner.guest.board.lock().distributions.get(&self.inner.id)?.ended
     }
 
+    /// Waits for its end, or its machine's: gives how its init ended, if it is known.
+    pub fn wait(&self) -> Option<ExitStatus> {
+        let board = &self.inner.guest.board;
+        let ended = board.wait("the distribution's end", None, |state| {
+            let known = state.distributions.get(&self.inner.id);
+            known.is_none_or(|known| known.ended.is_some()).then(|| Ok(known.and_then(|known| known.ended)))
+        });
+        ended.ok().flatten()
+    }
+
     /// Starts a process with pipes, and waits until it has been executed.
     pub fn exec(&self, program: &Program, pipes: Pipes) -> Result<Session> {
         let board = &self.inner.guest.board;

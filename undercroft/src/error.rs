@@ -162,6 +162,9 @@ pub enum Error {
     /// The store could not do what it was asked.
     #[error(transparent)]
     Store(#[from] crate::store::StoreError),
+    /// The service refused, or could not be asked.
+    #[error(transparent)]
+    Service(#[from] crate::service::error::ServiceError),
     /// An archive could not be taken.
     #[error(transparent)]
     Archive(#[from] crate::import::ArchiveError),
@@ -174,9 +177,26 @@ impl Error {
         match self {
             Self::NotStarted(StartError::NotFound(_)) => Some(127),
             Self::NotStarted(StartError::NotExecutable(_) | StartError::Directory(_)) => Some(126),
+            Self::Service(crate::service::ServiceError::Failed { status, .. }) => *status,
             _ => None,
         }
     }
+}
+
+/// An error and its causes in one line.
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        let said = cause.to_string();
+        // Transparent ones repeat themselves.
+        if !text.contains(&said) {
+            text.push_str(": ");
+            text.push_str(&said);
+        }
+        next = cause.source();
+    }
+    text
 }
 
 /// init names the thing and says what is the matter with it; of a user it gives the name only.

@@ -300,8 +300,8 @@ impl Machine {
     }
 
     /// Stops every distribution (each gets the grace time to end by itself), unmounts, and powers off. What does not
-    /// end in time is killed.
-    pub fn power_off(mut self, grace: Duration) -> PowerOff {
+    /// end in time is killed. Of a machine that has ended nothing is left to do.
+    pub fn power_off(&self, grace: Duration) -> PowerOff {
         let grace_ms = u32::try_from(grace.as_millis()).unwrap_or(u32::MAX);
         let limit = self.guest.limit(10);
         let asked = self.guest.ask("power off", Command::PowerOff { grace_ms }, Some(grace + limit));

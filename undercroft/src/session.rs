@@ -16,6 +16,7 @@ use std::{
 };
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use serde::{Deserialize, Serialize};
 use undercroft_protocol::session::{ExitStatus, InitRequest, Program as What, WindowSize};
 
 use crate::{
@@ -51,6 +52,11 @@ impl Program {
     /// A command line for the user's shell.
     pub fn shell(line: impl Into<Vec<u8>>) -> Self {
         Self::of(What::ShellCommand(line.into()))
+    }
+
+    /// What the protocol calls it.
+    pub fn what(what: What) -> Self {
+        Self::of(what)
     }
 
     /// A program, found in PATH, and its arguments.
@@ -113,6 +119,35 @@ pub struct Output {
     pub stdout: Vec<u8>,
     /// What it wrote to standard error.
     pub stderr: Vec<u8>,
+}
+
+/// What can be done to a running session, wherever it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Steer {
+    /// Send a signal to the terminal's foreground process group, or the process's own.
+    Signal(i32),
+    /// Its terminal's new size.
+    Resize(WindowSize),
+    /// End it as if its terminal were hung up.
+    Abandon,
+}
+
+/// A way to a running session, for other threads.
+pub trait Steering: Send + Sync + std::fmt::Debug {
+    /// Passes it on. That the session has ended is no error.
+    fn steer(&self, what: Steer) -> Result<()>;
+}
+
+/// A session whose streams can be connected with others.
+pub trait Relayed {
+    /// A way to it while it runs.
+    fn steering(&self) -> Box<dyn Steering>;
+
+    /// Moves input and output until the process has ended and all that it wrote was moved.
+    ///
+    /// Output that its writer refuses (a closed pipe) closes the stream, and the process learns it as it would on one
+    /// machine. A background process that keeps the streams open does not keep this from returning.
+    fn relay(self, input: Input, stdout: impl Write + Send, stderr: impl Write + Send) -> Result<ExitStatus>;
 }
 
 /// A started process. Dropping it before it ended abandons it: it gets SIGHUP, then SIGKILL.
@@ -182,63 +217,87 @@ impl Session {
         Ok(status)
     }
 
-    /// Moves input and output until the process has ended and all that it wrote was moved.
-    ///
-    /// Output that its writer refuses (a closed pipe) closes the stream, and the process learns it as it would on one
-    /// machine. A background process that keeps the streams open does not keep this from returning.
-    pub fn relay(
-        mut self,
-        input: Input,
-        stdout: impl Write + Send,
-        stderr: impl Write + Send,
-    ) -> Result<ExitStatus> {
-        let (stdin, out, err) = match self.take_streams() {
-            Some(Streams::Pipes { stdin, stdout, stderr }) => (stdin, stdout, stderr),
-            Some(Streams::Terminal(stream)) => {
-                let input = stream
-                    .try_clone()
-                    .map_err(|source| Error::System { what: "use the session's terminal twice", source })?;
-                (Some(input), Some(stream), None)
-            }
-            None => (None, None, None),
-        };
-        let (cancel, cancelled) =
-            UnixStream::pair().map_err(|source| Error::System { what: "make a socket pair", source })?;
-        let hang_up = stdin
-            .as_ref()
-            .map(UnixStream::try_clone)
-            .transpose()
-            .map_err(|source| Error::System { what: "use the session's input twice", source })?;
-        let exited = AtomicBool::new(false);
-        thread::scope(|scope| {
-            scope.spawn(move || feed(input, stdin, &cancelled));
-            let exited = &exited;
-            let out = scope.spawn(move || out.map(|stream| drain(stream, stdout, exited)));
-            let err = scope.spawn(move || err.map(|stream| drain(stream, stderr, exited)));
-            let status = self.wait();
-            exited.store(true, Ordering::Release);
-            // A thread that panicked is told below by its join; the writers are the caller's.
-            for thread in [out, err] {
-                if let Err(panic) = thread.join() {
-                    std::panic::resume_unwind(panic);
-                }
-            }
-            // The feeding thread waits for input, or for the session to take some.
-            drop(cancel);
-            if let Some(stream) = hang_up {
-                // It may be gone already.
-                let _ = stream.shutdown(Shutdown::Both);
-            }
-            status
-        })
-    }
-
     /// Gives the bytes as input, and collects the output.
     pub fn output(self, input: impl Into<Vec<u8>>) -> Result<Output> {
         let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
         let status = self.relay(Input::Bytes(input.into()), &mut stdout, &mut stderr)?;
         Ok(Output { status, stdout, stderr })
     }
+}
+
+impl Steering for Control {
+    fn steer(&self, what: Steer) -> Result<()> {
+        match what {
+            Steer::Signal(signal) => self.signal(signal),
+            Steer::Resize(size) => self.resize(size),
+            Steer::Abandon => self.abandon(),
+        }
+    }
+}
+
+impl Relayed for Session {
+    fn steering(&self) -> Box<dyn Steering> {
+        Box::new(self.control())
+    }
+
+    fn relay(
+        mut self,
+        input: Input,
+        stdout: impl Write + Send,
+        stderr: impl Write + Send,
+    ) -> Result<ExitStatus> {
+        let streams = self.take_streams();
+        relay(streams, input, stdout, stderr, || self.wait())
+    }
+}
+
+/// Moves what a session's streams carry until `wait` says that its process has ended, and the rest after that.
+pub(crate) fn relay(
+    streams: Option<Streams>,
+    input: Input,
+    stdout: impl Write + Send,
+    stderr: impl Write + Send,
+    wait: impl FnOnce() -> Result<ExitStatus>,
+) -> Result<ExitStatus> {
+    let (stdin, out, err) = match streams {
+        Some(Streams::Pipes { stdin, stdout, stderr }) => (stdin, stdout, stderr),
+        Some(Streams::Terminal(stream)) => {
+            let input = stream
+                .try_clone()
+                .map_err(|source| Error::System { what: "use the session's terminal twice", source })?;
+            (Some(input), Some(stream), None)
+        }
+        None => (None, None, None),
+    };
+    let (cancel, cancelled) =
+        UnixStream::pair().map_err(|source| Error::System { what: "make a socket pair", source })?;
+    let hang_up = stdin
+        .as_ref()
+        .map(UnixStream::try_clone)
+        .transpose()
+        .map_err(|source| Error::System { what: "use the session's input twice", source })?;
+    let exited = AtomicBool::new(false);
+    thread::scope(|scope| {
+        scope.spawn(move || feed(input, stdin, &cancelled));
+        let exited = &exited;
+        let out = scope.spawn(move || out.map(|stream| drain(stream, stdout, exited)));
+        let err = scope.spawn(move || err.map(|stream| drain(stream, stderr, exited)));
+        let status = wait();
+        exited.store(true, Ordering::Release);
+        // A thread that panicked is told below by its join; the writers are the caller's.
+        for thread in [out, err] {
+            if let Err(panic) = thread.join() {
+                std::panic::resume_unwind(panic);
+            }
+        }
+        // The feeding thread waits for input, or for the session to take some.
+        drop(cancel);
+        if let Some(stream) = hang_up {
+            // It may be gone already.
+            let _ = stream.shutdown(Shutdown::Both);
+        }
+        status
+    })
 }
 
 impl Drop for Session {

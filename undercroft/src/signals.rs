@@ -20,7 +20,7 @@ use signal_hook::{
 use crate::{
     error::{Error, Result},
     machine::Stopper,
-    session::Control,
+    session::{Steer, Steering},
     terminal,
 };
 
@@ -36,7 +36,7 @@ pub struct Signals {
 enum Target {
     Nobody,
     Machine(Stopper),
-    Session { control: Control, terminal: bool, asked: bool },
+    Session { control: Box<dyn Steering>, terminal: bool, asked: bool },
 }
 
 impl Signals {
@@ -69,7 +69,7 @@ impl Signals {
     }
 
     /// From now on signals go to the session.
-    pub(crate) fn to_session(&self, control: Control, terminal: bool) {
+    pub(crate) fn to_session(&self, control: Box<dyn Steering>, terminal: bool) {
         self.set(Target::Session { control, terminal, asked: false });
     }
 
@@ -106,7 +106,7 @@ fn pass(signal: i32, target: &Mutex<Target>, caught: &AtomicI32) -> Result<()> {
     let mut target = target.lock().unwrap_or_else(PoisonError::into_inner);
     match (&mut *target, signal) {
         (Target::Session { control, terminal: true, .. }, SIGWINCH | SIGCONT) => {
-            control.resize(terminal::size())
+            control.steer(Steer::Resize(terminal::size()))
         }
         (_, SIGWINCH | SIGCONT) => Ok(()),
         (target, SIGTSTP) => {
@@ -125,10 +125,10 @@ fn pass(signal: i32, target: &Mutex<Target>, caught: &AtomicI32) -> Result<()> {
         (Target::Session { control, asked, terminal }, signal) => {
             // Interactive shells ignore SIGTERM; a terminal that is hung up they do not. And who asks twice means it.
             if signal == SIGHUP || *asked || (*terminal && signal == SIGTERM) {
-                control.abandon()
+                control.steer(Steer::Abandon)
             } else {
                 *asked = signal != SIGINT || !*terminal;
-                control.signal(signal)
+                control.steer(Steer::Signal(signal))
             }
         }
         (Target::Machine(stopper), signal) => {

@@ -15,7 +15,7 @@ use undercroft_protocol::session::{ExitStatus, WindowSize};
 
 use crate::{
     error::{Error, Result},
-    session::{Input, Session},
+    session::{Input, Relayed},
     signals::Signals,
 };
 
@@ -82,11 +82,11 @@ pub(crate) fn restore() {
 }
 
 /// Connects the process's terminal with a session's until the session's process has ended.
-pub fn relay(session: Session, signals: &Signals) -> Result<ExitStatus> {
+pub fn relay(session: impl Relayed, signals: &Signals) -> Result<ExitStatus> {
     let input = own(io::stdin().as_fd())?;
     let output = std::fs::File::from(own(io::stdout().as_fd())?);
     let raw = Raw::enter()?;
-    signals.to_session(session.control(), true);
+    signals.to_session(session.steering(), true);
     let status = session.relay(Input::File(input), output, io::sink());
     signals.to_nobody();
     drop(raw);
@@ -94,11 +94,11 @@ pub fn relay(session: Session, signals: &Signals) -> Result<ExitStatus> {
 }
 
 /// Connects the process's standard streams with a session's until the session's process has ended.
-pub fn relay_pipes(session: Session, signals: &Signals) -> Result<ExitStatus> {
+pub fn relay_pipes(session: impl Relayed, signals: &Signals) -> Result<ExitStatus> {
     let input = own(io::stdin().as_fd())?;
     let stdout = std::fs::File::from(own(io::stdout().as_fd())?);
     let stderr = std::fs::File::from(own(io::stderr().as_fd())?);
-    signals.to_session(session.control(), false);
+    signals.to_session(session.steering(), false);
     let status = session.relay(Input::File(input), stdout, stderr);
     signals.to_nobody();
     status

@@ -44,7 +44,7 @@ pub(crate) struct Vmm {
     process: Arc<Process>,
     control: Mutex<UnixStream>,
     next: AtomicU64,
-    waiter: Option<std::thread::JoinHandle<()>>,
+    waiter: Mutex<Option<std::thread::JoinHandle<()>>>,
 }
 
 /// The process, as long as it may be signalled: its number is its own until it has been waited for.
@@ -164,7 +164,7 @@ impl Vmm {
             process,
             control: Mutex::new(control),
             next: AtomicU64::new(1),
-            waiter: Some(waiter),
+            waiter: Mutex::new(Some(waiter)),
         })
     }
 
@@ -228,9 +228,10 @@ impl Vmm {
     }
 
     /// Kills it, if it still runs, and waits for its end.
-    pub(crate) fn kill(&mut self) {
+    pub(crate) fn kill(&self) {
         self.process.kill(Cause::Stopped);
-        if let Some(waiter) = self.waiter.take() {
+        let waiter = self.waiter.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(waiter) = waiter {
             // A waiter that panicked has said so already.
             let _ = waiter.join();
         }

@@ -1,0 +1,93 @@
+//! What can be asked: the list, the status.
+
+use std::time::UNIX_EPOCH;
+
+use super::{
+    state::{Host, On, Service, State},
+    wire::{Answer, Doing, Listed, Status, Vm},
+};
+use crate::{error::Result, store::Record};
+
+impl Service {
+    /// Every distribution, the default one first, the others as they were made.
+    pub(super) fn list(&self) -> Result<Vec<Listed>> {
+        let all = self.store.list()?;
+        for damaged in &all.damaged {
+            self.note(damaged.to_string());
+        }
+        let default = self.default_name()?;
+        let mut state = self.lock();
+        let mut listed: Vec<Listed> = all
+            .distributions
+            .iter()
+            .map(|record| self.listed(&mut state, record, default.as_deref() == Some(&record.name)))
+            .collect();
+        // Those that are being made have no record yet.
+        for entry in state.distributions.values().filter(|entry| entry.doing == Doing::Installing) {
+            if !listed.iter().any(|one| one.name.eq_ignore_ascii_case(&entry.name)) {
+                listed.push(Listed {
+                    name: entry.name.clone(),
+                    default: false,
+                    state: entry.doing,
+                    sessions: 0,
+                    why: String::new(),
+                    disk: 0,
+                    created: UNIX_EPOCH.elapsed().unwrap_or_default().as_secs(),
+                });
+            }
+        }
+        listed.sort_by_key(|one| (!one.default, one.created, one.name.clone()));
+        Ok(listed)
+    }
+
+    fn listed(&self, state: &mut State, record: &Record, default: bool) -> Listed {
+        let entry = state.entry(&record.name);
+        Listed {
+            name: record.name.clone(),
+            default,
+            state: entry.as_ref().map_or(Doing::Stopped, |entry| entry.doing),
+            sessions: entry.as_ref().map_or(0, |entry| entry.sessions),
+            why: entry.map(|entry| self.why(entry)).unwrap_or_default(),
+            disk: self.store.disk_bytes(&record.name).unwrap_or_default(),
+            created: record.created,
+        }
+    }
+
+    pub(super) fn status(&self) -> Result<Answer> {
+        let distributions = self.list()?;
+        let state = self.lock();
+        let vm = match &state.host {
+            Host::On(on) => self.vm(&state, on),
+            _ => None,
+        };
+        Ok(Answer::Status(Box::new(Status {
+            version: env!("CARGO_PKG_VERSION").into(),
+            pid: std::process::id(),
+            vm,
+            notes: state.notes.iter().cloned().collect(),
+            distributions,
+        })))
+    }
+
+    fn vm(&self, state: &State, on: &On) -> Option<Vm> {
+        let pid = on.machine.vmm_pid()?;
+        Some(Vm {
+            pid,
+            kernel: on.machine.hello().kernel.clone(),
+            cpus: self.settings.cpus,
+            memory: self.settings.memory_mib << 20,
+            resident: resident(pid),
+            up: on.since.elapsed().as_secs(),
+            why: self.why_machine(state),
+            timeline: on.machine.timeline().to_string(),
+        })
+    }
+}
+
+/// Bytes of memory that a process holds (proc(5), /proc/PID/status, VmRSS); 0 if it is gone.
+fn resident(pid: u32) -> u64 {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let line = text.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let kib = line.and_then(|line| line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok());
+    kib.unwrap_or(0) * 1024
+}

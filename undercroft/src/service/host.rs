@@ -1,0 +1,140 @@
+//! The virtual machine: started when it is needed, watched while it runs.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use undercroft_vmm::probe::{Verdict, probe};
+
+use super::{
+    error::ServiceError,
+    parts::Parts,
+    paths::rotate,
+    state::{Host, On, Service},
+};
+use crate::{
+    Cause, Machine, MachineOptions,
+    error::{Error, Result},
+    guest::spawn,
+    machine_config,
+};
+
+/// What distributions get to end by themselves when the machine stops.
+const GRACE: Duration = Duration::from_secs(10);
+
+impl Service {
+    /// The machine; starts it if it does not run. Only one of several callers does, the others wait for it.
+    pub(super) fn machine(self: &Arc<Self>) -> Result<Arc<Machine>> {
+        let mut state = self.lock();
+        loop {
+            match &state.host {
+                Host::On(on) if on.machine.end().is_none() => return Ok(on.machine.clone()),
+                Host::Off => break,
+                // Its end is being taken note of, or it starts, or stops.
+                _ => state = self.wait(state, Some(Duration::from_millis(200))),
+            }
+        }
+        if state.closing {
+            return Err(ServiceError::ShuttingDown.into());
+        }
+        state.host = Host::Starting;
+        drop(state);
+        let started = self.start_machine();
+        self.update(|state| {
+            state.unused = Instant::now();
+            state.host = match &started {
+                Ok(machine) => Host::On(On { machine: machine.clone(), since: Instant::now() }),
+                Err(_) => Host::Off,
+            };
+        });
+        let machine = started?;
+        let (service, watched) = (self.clone(), machine.clone());
+        spawn("machine", move || service.watch_machine(&watched))?;
+        Ok(machine)
+    }
+
+    fn start_machine(&self) -> Result<Arc<Machine>> {
+        let parts = Parts::find(&self.settings)?;
+        match probe() {
+            Verdict::Hardware => {}
+            verdict => return Err(ServiceError::NoKvm(verdict.to_string()).into()),
+        }
+        let settings = &self.settings;
+        let mut config = machine_config(&parts.kernel, settings.cpus, settings.memory_mib);
+        config.initramfs = Some(parts.initramfs(&self.paths)?);
+        if !settings.command_line.is_empty() {
+            config.command_line = format!("{} {}", config.command_line, settings.command_line);
+        }
+        let console = self.paths.console();
+        rotate(&console);
+        let machine = Machine::start(MachineOptions {
+            vmm: parts.vmm,
+            config,
+            modules_disk: parts.kernel.modules_disk,
+            console_log: Some(console),
+            patience: settings.patience,
+        })?;
+        Ok(Arc::new(machine))
+    }
+
+    /// Takes note of the machine's end, whatever it was.
+    fn watch_machine(&self, machine: &Machine) {
+        let ending = machine.wait();
+        let expected = matches!(self.lock().host, Host::Stopping);
+        for warning in machine.warnings() {
+            self.note(warning);
+        }
+        if !expected && !matches!(ending.cause, Cause::Stopped) {
+            self.note(format!("the virtual machine ended, and every distribution in it: {ending}"));
+        }
+        self.update(|state| {
+            state.host = Host::Off;
+            state.unused = Instant::now();
+        });
+    }
+
+    /// Stops the machine and everything in it. Gives what did not go in order, a line each.
+    pub(super) fn stop_machine(&self, force: bool) -> Vec<String> {
+        let machine = {
+            let mut state = self.lock();
+            loop {
+                match &state.host {
+                    Host::Off => return Vec::new(),
+                    Host::On(on) => {
+                        let machine = on.machine.clone();
+                        state.host = Host::Stopping;
+                        break machine;
+                    }
+                    Host::Starting | Host::Stopping => state = self.wait(state, None),
+                }
+            }
+        };
+        let grace = if force { Duration::ZERO } else { GRACE * self.settings.patience.clamp(1, 4) };
+        let end = machine.power_off(grace);
+        let mut complaints = end.complaints;
+        if end.forced {
+            let line =
+                "the machine did not power off in time and was killed; its files are as after a power cut";
+            complaints.push(line.into());
+        }
+        // Distributions are taken note of by those who watch them.
+        let deadline = Instant::now() + self.limit(10);
+        let mut state = self.lock();
+        while (!matches!(state.host, Host::Off)
+            || state.distributions.values().any(|entry| entry.live.is_some()))
+            && Instant::now() < deadline
+        {
+            state = self.wait(state, Some(Duration::from_millis(100)));
+        }
+        complaints
+    }
+}
+
+/// An error that says how the machine ended, if it has.
+pub(super) fn explained(machine: &Machine, error: Error) -> Error {
+    match machine.end() {
+        Some(ending) => Error::Ended(Box::new(ending)),
+        None => error,
+    }
+}

@@ -1,0 +1,228 @@
+//! A distribution: started by whoever needs it first, watched, stopped.
+
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+use super::{
+    error::ServiceError,
+    host::explained,
+    state::{Live, Service},
+    wire::Doing,
+};
+use crate::{
+    LaunchOptions,
+    error::{Error, Result, describe},
+    guest::spawn,
+    store::StoreError,
+};
+
+/// What a distribution gets to end by itself.
+const GRACE: Duration = Duration::from_secs(10);
+
+/// Somebody's use of a running distribution: it does not stop for idleness while there is one.
+#[derive(Debug)]
+pub(super) struct Use {
+    service: Arc<Service>,
+    name: String,
+    live: Arc<Live>,
+}
+
+impl Use {
+    pub(super) fn live(&self) -> &Live {
+        &self.live
+    }
+}
+
+impl Drop for Use {
+    fn drop(&mut self) {
+        self.service.update(|state| {
+            // It may have ended and been started anew meanwhile.
+            if let Some(entry) = state.entry(&self.name)
+                && entry.live.as_ref().is_some_and(|live| Arc::ptr_eq(live, &self.live))
+            {
+                entry.sessions -= 1;
+                entry.idle = Instant::now();
+            }
+        });
+    }
+}
+
+impl Service {
+    /// The distribution's name as it is written, from what somebody typed; the default one's without.
+    pub(super) fn name(&self, wanted: Option<&str>) -> Result<String> {
+        match wanted {
+            Some(name) => match self.store.distribution(name)? {
+                Some(record) => Ok(record.name),
+                None => Err(StoreError::Unknown(name.into()).into()),
+            },
+            None => Ok(self.default_name()?.ok_or(ServiceError::NoDistribution)?),
+        }
+    }
+
+    /// Which one is meant when none is named.
+    pub(super) fn default_name(&self) -> Result<Option<String>> {
+        let all = self.store.list()?.distributions;
+        let chosen = std::fs::read_to_string(self.paths.data.join("default")).unwrap_or_default();
+        let chosen = all.iter().find(|record| record.name == chosen.trim());
+        let first = || all.iter().min_by_key(|record| record.created);
+        Ok(chosen.or_else(first).map(|record| record.name.clone()))
+    }
+
+    pub(super) fn set_default(&self, name: &str) -> Result<super::wire::Answer> {
+        let name = self.name(Some(name))?;
+        let path = self.paths.data.join("default");
+        let written = std::fs::write(&path, &name);
+        written.map_err(|source| Error::File { what: "write", path, source })?;
+        Ok(super::wire::Answer::Nothing)
+    }
+
+    /// Uses a distribution; starts it if it does not run and may be started.
+    pub(super) fn using(self: &Arc<Self>, name: &str, start: bool) -> Result<Use> {
+        let mut state = self.lock();
+        loop {
+            match state.entry(name) {
+                None => break,
+                Some(entry) => match (entry.doing, &entry.live) {
+                    (Doing::Running, Some(live)) if live.distribution.ended().is_none() => {
+                        let live = live.clone();
+                        entry.sessions += 1;
+                        return Ok(Use { service: self.clone(), name: name.into(), live });
+                    }
+                    (Doing::Running | Doing::Starting | Doing::Stopping, _) => {
+                        state = self.wait(state, Some(Duration::from_secs(1)));
+                    }
+                    (doing, _) => return Err(ServiceError::Busy { name: name.into(), doing }.into()),
+                },
+            }
+        }
+        if !start {
+            return Err(ServiceError::NotRunning(name.into()).into());
+        }
+        // Just seen free, under the same lock.
+        let _ = state.begin(name, Doing::Starting);
+        drop(state);
+        let launched = self.launch(name);
+        self.update(|state| match (&launched, state.entry(name)) {
+            (Ok(live), Some(entry)) => {
+                entry.doing = Doing::Running;
+                entry.live = Some(live.clone());
+                entry.sessions = 1;
+            }
+            _ => state.end(name),
+        });
+        let live = launched?;
+        let (service, watched, of) = (self.clone(), live.clone(), name.to_owned());
+        spawn("distribution's end", move || service.watch_distribution(&of, &watched))?;
+        Ok(Use { service: self.clone(), name: name.into(), live })
+    }
+
+    fn launch(self: &Arc<Self>, name: &str) -> Result<Arc<Live>> {
+        // What cannot be had is said before a machine is made for it.
+        let held = self.store.hold(name)?;
+        let machine = self.machine()?;
+        let attached = machine.attach(held).map_err(|error| explained(&machine, error))?;
+        let options =
+            LaunchOptions { hostname: hostname(name), ..LaunchOptions::new(name, attached.root().clone()) };
+        match machine.launch(&options) {
+            Ok(distribution) => {
+                for warning in machine.warnings() {
+                    self.note(warning);
+                }
+                Ok(Arc::new(Live { distribution, machine, attached: Mutex::new(Some(attached)) }))
+            }
+            Err(error) => {
+                if let Err(second) = machine.detach(attached) {
+                    self.note(format!("{name}: its disk could not be taken out after it failed: {second}"));
+                }
+                Err(explained(&machine, error))
+            }
+        }
+    }
+
+    /// Takes note of a distribution's end, and takes its disks out.
+    fn watch_distribution(&self, name: &str, live: &Arc<Live>) {
+        let status = live.distribution.wait();
+        let asked = self.update(|state| match state.entry(name) {
+            Some(entry) if entry.doing == Doing::Stopping => true,
+            Some(entry) => {
+                entry.doing = Doing::Stopping;
+                false
+            }
+            None => false,
+        });
+        if let Some(status) = status.filter(|_| !asked) {
+            eprintln!("{name} ended by itself ({})", describe(status));
+        }
+        let attached = live.attached.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(attached) = attached
+            && live.machine.end().is_none()
+            && let Err(error) = live.machine.detach(attached)
+            && live.machine.end().is_none()
+        {
+            self.note(format!("{name}: its disk could not be taken out: {error}"));
+        }
+        self.update(|state| state.end(name));
+    }
+
+    /// Stops a distribution and waits until its disks are out. Gives what did not go in order, a line each; one that does not
+    /// run is stopped already.
+    pub(super) fn stop_distribution(&self, name: &str, reason: &str) -> Result<Vec<String>> {
+        let live = {
+            let mut state = self.lock();
+            loop {
+                match state.entry(name) {
+                    None => return Ok(Vec::new()),
+                    Some(entry) => match (entry.doing, &entry.live) {
+                        (Doing::Running, Some(live)) => {
+                            let live = live.clone();
+                            entry.doing = Doing::Stopping;
+                            break live;
+                        }
+                        (Doing::Running | Doing::Starting | Doing::Stopping, _) => {
+                            state = self.wait(state, Some(Duration::from_secs(1)));
+                        }
+                        (doing, _) => return Err(ServiceError::Busy { name: name.into(), doing }.into()),
+                    },
+                }
+            }
+        };
+        eprintln!("stopping {name}: {reason}");
+        let stopped = live.distribution.terminate(GRACE * self.settings.patience.clamp(1, 4));
+        let complaints = match stopped {
+            Ok(complaints) => complaints,
+            // It has ended by itself, or with its machine.
+            Err(Error::Refused { .. }) if live.distribution.ended().is_some() => Vec::new(),
+            Err(_) if live.machine.end().is_some() => Vec::new(),
+            Err(error) => return Err(error),
+        };
+        let mut state = self.lock();
+        while state
+            .entry(name)
+            .is_some_and(|entry| entry.live.as_ref().is_some_and(|now| Arc::ptr_eq(now, &live)))
+        {
+            state = self.wait(state, Some(Duration::from_secs(1)));
+        }
+        Ok(complaints)
+    }
+}
+
+/// A name may hold what a host name may not.
+fn hostname(name: &str) -> String {
+    let letters = name.chars().map(|c| if c.is_ascii_alphanumeric() || c == '-' { c } else { '-' });
+    let hostname: String = letters.take(63).collect();
+    let hostname = hostname.trim_matches('-');
+    if hostname.is_empty() { "undercroft".into() } else { hostname.into() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn host_names_are_host_names() {
+        assert_eq!(hostname("deb_12.x"), "deb-12-x");
+        assert_eq!(hostname("..."), "undercroft");
+    }
+}

@@ -1,0 +1,177 @@
+//! The service's side of the socket: who may connect, one thread a connection.
+
+use std::{
+    fs::{self, File, Permissions},
+    io::{self, Write},
+    os::{
+        fd::AsFd,
+        unix::{
+            fs::PermissionsExt,
+            net::{UnixListener, UnixStream},
+        },
+    },
+    sync::Arc,
+    time::Instant,
+};
+
+use rustix::fs::{FlockOperation, flock};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use undercroft_protocol::{read_frame, write_frame};
+
+use super::{
+    error::ServiceError,
+    paths::Paths,
+    settings::Settings,
+    state::Service,
+    wire::{Answer, Event, Request},
+};
+use crate::{
+    error::{Error, Result, chain},
+    guest::spawn,
+};
+
+/// The line that says that clients may connect.
+pub(super) const READY: &str = "ready";
+
+/// Serves this user until nobody needs it. Standard output says `ready` or why not, in one line, and is closed then.
+pub fn serve(settings: Settings) -> Result<()> {
+    let mut told = false;
+    let say = |line: &str| {
+        let mut stdout = io::stdout();
+        writeln!(stdout, "{line}")?;
+        stdout.flush()?;
+        // Who started it reads to the end.
+        let null = File::options().write(true).open("/dev/null")?;
+        rustix::stdio::dup2_stdout(&null).map_err(io::Error::from)
+    };
+    let served = serve_with(settings, || {
+        told = true;
+        say(READY)
+    });
+    if let Err(error) = &served
+        && !told
+    {
+        // It may not listen.
+        let _ = say(&chain(error));
+    }
+    served
+}
+
+fn serve_with(settings: Settings, ready: impl FnOnce() -> io::Result<()>) -> Result<()> {
+    let paths = Paths::of_user()?;
+    paths.make()?;
+    let lock = File::options().create(true).truncate(false).write(true).open(paths.lock());
+    let lock = lock.map_err(|source| Error::File { what: "open", path: paths.lock(), source })?;
+    if flock(&lock, FlockOperation::NonBlockingLockExclusive).is_err() {
+        return Err(ServiceError::Second.into());
+    }
+    // For who must name it.
+    let _ = lock.set_len(0).and_then(|()| writeln!(&lock, "{}", std::process::id()));
+    let service = Arc::new(Service::new(paths, settings)?);
+    let (listener, given) = listener(&service.paths)?;
+    let failed = |what| move |source| Error::System { what, source };
+    let mut signals = signal_hook::iterator::Signals::new([SIGTERM, SIGINT, SIGHUP])
+        .map_err(failed("watch for signals"))?;
+    let stopped = service.clone();
+    spawn("signals", move || {
+        if let Some(signal) = signals.forever().next() {
+            eprintln!("signal {signal}: shutting down");
+            stopped.update(|state| state.closing = true);
+            stopped.stop_machine(false);
+            leave(&stopped.paths, given)
+        }
+    })?;
+    let idle = service.clone();
+    spawn("idle", move || {
+        idle.stop_the_idle();
+        leave(&idle.paths, given)
+    })?;
+    ready().map_err(failed("say that the service is ready"))?;
+    loop {
+        match listener.accept() {
+            Ok((stream, _)) => {
+                let service = service.clone();
+                spawn("client", move || service.client(&stream))?;
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => {
+                // Out of descriptors, most likely: those who are connected are served on.
+                eprintln!("cannot accept a connection: {error}");
+                std::thread::sleep(std::time::Duration::from_millis(100));
+            }
+        }
+    }
+}
+
+/// The socket that systemd opened (sd_listen_fds(3)), or one of our own; and whether it was given.
+fn listener(paths: &Paths) -> Result<(UnixListener, bool)> {
+    let path = paths.socket();
+    let given = listenfd::ListenFd::from_env().take_unix_listener(0);
+    if let Ok(Some(listener)) = given {
+        return Ok((listener, true));
+    }
+    // A killed service left it. Nobody else serves: the lock is ours.
+    let _ = fs::remove_file(&path);
+    let listener = UnixListener::bind(&path);
+    let listener =
+        listener.map_err(|source| Error::File { what: "listen on", path: path.clone(), source })?;
+    let private = fs::set_permissions(&path, Permissions::from_mode(0o600));
+    private.map_err(|source| Error::File { what: "set the mode of", path, source })?;
+    Ok((listener, false))
+}
+
+fn leave(paths: &Paths, given: bool) -> ! {
+    if !given {
+        // Its file is of no use to anybody.
+        let _ = fs::remove_file(paths.socket());
+    }
+    eprintln!("nobody needs the service any more");
+    std::process::exit(0)
+}
+
+impl Service {
+    fn client(self: &Arc<Self>, mut stream: &UnixStream) {
+        let closing = self.update(|state| {
+            state.clients += 1;
+            state.closing
+        });
+        let outcome = if closing { Err(ServiceError::ShuttingDown.into()) } else { self.answer(stream) };
+        let last = match outcome {
+            Ok(Some(answer)) => Some(Event::Done(answer)),
+            Ok(None) => None,
+            Err(error) => Some(Event::Failed { message: chain(&error), status: error.shell_status() }),
+        };
+        if let Some(event) = last {
+            // It may have gone.
+            let _ = write_frame(&mut stream, &event).map(|()| stream.flush());
+        }
+        self.update(|state| {
+            state.clients -= 1;
+            state.unused = state.unused.max(Instant::now());
+        });
+    }
+
+    /// Carries out what a client asks; `None` if it was told all already.
+    fn answer(self: &Arc<Self>, mut stream: &UnixStream) -> Result<Option<Answer>> {
+        let own = rustix::process::geteuid().as_raw();
+        let peer = rustix::net::sockopt::socket_peercred(stream.as_fd());
+        let peer = peer.map_err(|error| Error::System { what: "ask who connected", source: error.into() })?;
+        if peer.uid.as_raw() != own {
+            return Err(ServiceError::Stranger(peer.uid.as_raw(), own).into());
+        }
+        let request: Request = read_frame(&mut stream).map_err(ServiceError::Wire)?;
+        Ok(Some(match request {
+            Request::Run(run) => return self.run(run, stream).map(|()| None),
+            Request::List => Answer::List(self.list()?),
+            Request::Status => self.status()?,
+            Request::Import(import) => self.import(&import, stream)?,
+            Request::Terminate(name) => {
+                let name = self.name(Some(&name))?;
+                Answer::Text(self.stop_distribution(&name, "somebody asked for it")?)
+            }
+            Request::Shutdown { force } => Answer::Text(self.stop_machine(force)),
+            Request::Unregister(name) => self.unregister(&name)?,
+            Request::SetDefault(name) => self.set_default(&name)?,
+        }))
+    }
+}

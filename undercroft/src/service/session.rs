@@ -1,0 +1,87 @@
+//! One process for one client: started, its streams handed over, steered, its end told.
+
+use std::{
+    net::Shutdown,
+    os::{fd::AsFd, unix::net::UnixStream},
+    sync::Arc,
+};
+
+use undercroft_protocol::{read_frame, write_frame};
+
+use super::{
+    ServiceError,
+    host::explained,
+    state::Service,
+    wire::{Event, Run, send_descriptors},
+};
+use crate::{
+    Pipes, Program, Streams,
+    error::Result,
+    guest::spawn,
+    session::{Control, Session, Steer, Steering},
+};
+
+impl Service {
+    /// Serves a client until its process has ended. That the client is gone ends the session.
+    pub(super) fn run(self: &Arc<Self>, run: Run, stream: &UnixStream) -> Result<()> {
+        let name = self.name(run.distribution.as_deref())?;
+        let place = self.using(&name, run.start)?;
+        let distribution = &place.live().distribution;
+        let mut program = Program::what(run.program);
+        for (name, value) in run.environment {
+            program = program.env(name, value);
+        }
+        if let Some(directory) = run.directory {
+            program = program.directory(directory);
+        }
+        if let Some(user) = run.user {
+            program = program.user(user);
+        }
+        let session = match run.terminal {
+            Some(size) => distribution.exec_terminal(&program, size),
+            None => distribution.exec(&program, Pipes::ALL),
+        };
+        let session = session.map_err(|error| explained(&place.live().machine, error))?;
+        self.attend(session, stream)
+    }
+
+    fn attend(&self, mut session: Session, mut stream: &UnixStream) -> Result<()> {
+        let streams = session.take_streams();
+        let handed: Vec<_> = match &streams {
+            Some(Streams::Terminal(stream)) => vec![stream.as_fd()],
+            Some(Streams::Pipes { stdin, stdout, stderr }) => {
+                [stdin, stdout, stderr].into_iter().flatten().map(AsFd::as_fd).collect()
+            }
+            None => Vec::new(),
+        };
+        let started = Event::Started { pid: session.pid(), streams: handed.len() as u8 };
+        write_frame(&mut stream, &started).map_err(ServiceError::Wire)?;
+        send_descriptors(stream, &handed)?;
+        // The client's alone from now on: its end is the stream's end.
+        drop(handed);
+        drop(streams);
+        let failed = |source| crate::Error::System { what: "listen to a client", source };
+        let (reader, control) = (stream.try_clone().map_err(failed)?, session.control());
+        let listener = spawn("session", move || listen(reader, &control))?;
+        let status = session.wait();
+        let told = status.map(|status| {
+            // A client that is gone does not mind.
+            let _ = write_frame(&mut stream, &Event::Exited(status));
+        });
+        // Ends the listener, too.
+        let _ = stream.shutdown(Shutdown::Read);
+        let _ = listener.join();
+        told
+    }
+}
+
+/// Passes on what the client says; its silence for good is the session's end.
+fn listen(mut stream: UnixStream, control: &Control) {
+    while let Ok(steer) = read_frame::<Steer>(&mut stream) {
+        if control.steer(steer).is_err() {
+            return;
+        }
+    }
+    // Of a session that has ended nothing is left to abandon.
+    let _ = control.abandon();
+}

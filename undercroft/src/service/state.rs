@@ -1,0 +1,156 @@
+//! What runs, under one lock; whoever waits for a change of it waits at one bell.
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
+
+use super::{paths::Paths, settings::Settings, wire::Doing};
+use crate::{Distribution, Machine, Store, error::Result, store::Attached};
+
+/// Notes that are kept for `status`.
+const NOTES: usize = 50;
+
+/// The service.
+#[derive(Debug)]
+pub(super) struct Service {
+    pub(super) paths: Paths,
+    pub(super) settings: Settings,
+    pub(super) store: Store,
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+/// What changes.
+#[derive(Debug)]
+pub(super) struct State {
+    pub(super) host: Host,
+    /// Those that are not stopped, by the name in lower case.
+    pub(super) distributions: BTreeMap<String, Entry>,
+    /// Connections that are being served.
+    pub(super) clients: u32,
+    /// Since when there is neither a distribution nor a client to keep the machine, or the service.
+    pub(super) unused: Instant,
+    pub(super) notes: VecDeque<String>,
+    /// The service takes no more requests.
+    pub(super) closing: bool,
+}
+
+/// The virtual machine.
+#[derive(Debug)]
+pub(super) enum Host {
+    Off,
+    Starting,
+    On(On),
+    Stopping,
+}
+
+/// A machine that runs.
+#[derive(Debug, Clone)]
+pub(super) struct On {
+    pub(super) machine: Arc<Machine>,
+    pub(super) since: Instant,
+}
+
+/// A distribution that is not stopped.
+#[derive(Debug)]
+pub(super) struct Entry {
+    /// As it is written.
+    pub(super) name: String,
+    pub(super) doing: Doing,
+    pub(super) live: Option<Arc<Live>>,
+    /// Sessions that run or are being started.
+    pub(super) sessions: u32,
+    /// Since when there is none.
+    pub(super) idle: Instant,
+}
+
+/// A distribution that was launched.
+#[derive(Debug)]
+pub(super) struct Live {
+    pub(super) distribution: Distribution,
+    pub(super) machine: Arc<Machine>,
+    pub(super) attached: Mutex<Option<Attached>>,
+}
+
+impl Service {
+    pub(super) fn new(paths: Paths, settings: Settings) -> Result<Self> {
+        let store = Store::open(&paths.data)?;
+        let notes = store.cleared().iter().map(ToString::to_string).collect();
+        let state = State {
+            host: Host::Off,
+            distributions: BTreeMap::new(),
+            clients: 0,
+            unused: Instant::now(),
+            notes,
+            closing: false,
+        };
+        Ok(Self { paths, settings, store, state: Mutex::new(state), changed: Condvar::new() })
+    }
+
+    /// The state as it is. Every change is whole before anything can panic.
+    pub(super) fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Changes the state and rings.
+    pub(super) fn update<T>(&self, change: impl FnOnce(&mut State) -> T) -> T {
+        let result = change(&mut self.lock());
+        self.changed.notify_all();
+        result
+    }
+
+    /// Waits for a change, or the time.
+    pub(super) fn wait<'a>(
+        &self,
+        state: MutexGuard<'a, State>,
+        limit: Option<Duration>,
+    ) -> MutexGuard<'a, State> {
+        match limit {
+            None => self.changed.wait(state).unwrap_or_else(PoisonError::into_inner),
+            Some(limit) => self.changed.wait_timeout(state, limit).unwrap_or_else(PoisonError::into_inner).0,
+        }
+    }
+
+    /// Keeps a line for `status`, and writes it to the log.
+    pub(super) fn note(&self, line: impl Into<String>) {
+        let line = line.into();
+        eprintln!("{line}");
+        self.update(|state| {
+            if state.notes.len() == NOTES {
+                state.notes.pop_front();
+            }
+            state.notes.push_back(line);
+        });
+    }
+
+    /// How long something may take that takes so many seconds on hardware.
+    pub(super) fn limit(&self, seconds: u64) -> Duration {
+        Duration::from_secs(seconds * u64::from(self.settings.patience.max(1)))
+    }
+}
+
+impl State {
+    pub(super) fn entry(&mut self, name: &str) -> Option<&mut Entry> {
+        self.distributions.get_mut(&name.to_ascii_lowercase())
+    }
+
+    /// Notes that a distribution does something, if it does nothing else.
+    pub(super) fn begin(&mut self, name: &str, doing: Doing) -> std::result::Result<(), Doing> {
+        match self.entry(name) {
+            Some(entry) => Err(entry.doing),
+            None => {
+                let entry = Entry { name: name.into(), doing, live: None, sessions: 0, idle: Instant::now() };
+                self.distributions.insert(name.to_ascii_lowercase(), entry);
+                Ok(())
+            }
+        }
+    }
+
+    /// It does nothing any more.
+    pub(super) fn end(&mut self, name: &str) {
+        self.distributions.remove(&name.to_ascii_lowercase());
+        self.unused = Instant::now();
+    }
+}

@@ -1,0 +1,290 @@
+//! What the command line and the service say to each other, on a unix socket: the protocol's frames, one connection a request.
+//!
+//! ```text
+//! client  → Request
+//! service → Event …            progress, warnings; Started with the session's streams as descriptors
+//! client  → Steer …            signals and sizes, while a session runs
+//! service → Event::Done, Exited or Failed, and the end
+//! ```
+//!
+//! Descriptors travel beside one byte after the frame that announces them (unix(7), SCM_RIGHTS). Both sides are this program, of
+//! one user; a frame of another version is refused by its header, so that a service from before an update is told apart.
+
+use std::{
+    io::{IoSlice, IoSliceMut},
+    mem::MaybeUninit,
+    os::{
+        fd::{AsFd, BorrowedFd, OwnedFd},
+        unix::net::UnixStream,
+    },
+};
+
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
+    SendFlags, recvmsg, sendmsg,
+};
+use serde::{Deserialize, Serialize};
+use undercroft_protocol::session::{ExitStatus, Program, WindowSize};
+
+use crate::error::{Error, Result};
+
+/// The most descriptors that come with one message: a session's streams.
+const DESCRIPTORS: usize = 3;
+
+/// What a client asks.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Request {
+    /// Start a process in a distribution.
+    Run(Run),
+    /// Every distribution. Answered with [`Answer::List`].
+    List,
+    /// The service, its machine, its distributions. Answered with [`Answer::Status`].
+    Status,
+    /// Make a distribution from an archive.
+    Import(Import),
+    /// Stop a distribution.
+    Terminate(String),
+    /// Stop everything, the virtual machine too.
+    Shutdown {
+        /// Without waiting for anybody.
+        force: bool,
+    },
+    /// Remove a distribution and its files.
+    Unregister(String),
+    /// Which one is meant when none is named.
+    SetDefault(String),
+}
+
+/// A process to start.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Run {
+    /// In which distribution; `None` is the default one.
+    pub distribution: Option<String>,
+    /// Whether a stopped distribution is started for it.
+    pub start: bool,
+    /// As whom, by name or number; `None` is the distribution's default user.
+    pub user: Option<String>,
+    /// Where; `None` is the user's home.
+    pub directory: Option<Vec<u8>>,
+    /// What.
+    pub program: Program,
+    /// Variables beside those that the distribution sets.
+    pub environment: Vec<(Vec<u8>, Vec<u8>)>,
+    /// The size of its terminal; `None` is three pipes.
+    pub terminal: Option<WindowSize>,
+}
+
+/// An archive to import.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Import {
+    /// The new distribution's name.
+    pub name: String,
+    /// The archive's absolute path; `None` for a stream, which comes as a descriptor behind the request.
+    pub archive: Option<Vec<u8>>,
+    /// Everything on its own disk.
+    pub flat: bool,
+    /// Bytes of its own disk; `None` is the configuration's.
+    pub size: Option<u64>,
+}
+
+/// What the service tells while it works.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Event {
+    /// What is being done, and how far it is.
+    Progress {
+        /// A verb and its object: `importing debian`.
+        what: String,
+        /// Bytes done.
+        done: u64,
+        /// Of how many.
+        total: Option<u64>,
+    },
+    /// Something that a person should read.
+    Warning(String),
+    /// The session's process runs; its streams come as descriptors: one of a terminal, or stdin, stdout, stderr.
+    Started {
+        /// Process id in the distribution.
+        pid: u32,
+        /// How many descriptors come.
+        streams: u8,
+    },
+    /// The session's process ended. The last event.
+    Exited(ExitStatus),
+    /// It is done. The last event.
+    Done(Answer),
+    /// It could not be done. The last event.
+    Failed {
+        /// Why, and what to do next.
+        message: String,
+        /// What a shell would give as status (126, 127), if it is about the program.
+        status: Option<i32>,
+    },
+}
+
+/// What came of a request.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, Eq)]
+pub enum Answer {
+    /// Nothing but that it is done.
+    Nothing,
+    /// Lines to show.
+    Text(Vec<String>),
+    /// [`Request::List`], the default first.
+    List(Vec<Listed>),
+    /// [`Request::Status`].
+    Status(Box<Status>),
+}
+
+/// A distribution, as it is now.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Listed {
+    /// Its name.
+    pub name: String,
+    /// Whether it is the default one.
+    pub default: bool,
+    /// What it does.
+    pub state: Doing,
+    /// Sessions in it.
+    pub sessions: u32,
+    /// Why it still runs, or will stop and when; empty of a stopped one.
+    pub why: String,
+    /// Bytes that its own disk takes on the host.
+    pub disk: u64,
+    /// Seconds since 1970 when it was made.
+    pub created: u64,
+}
+
+/// What a distribution does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[allow(missing_docs)] // They say it.
+pub enum Doing {
+    Stopped,
+    Starting,
+    Running,
+    Stopping,
+    Installing,
+    Uninstalling,
+    Converting,
+    Exporting,
+}
+
+impl Doing {
+    /// As `wsl --list --verbose` writes it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Stopped => "Stopped",
+            Self::Starting => "Starting",
+            Self::Running => "Running",
+            Self::Stopping => "Stopping",
+            Self::Installing => "Installing",
+            Self::Uninstalling => "Uninstalling",
+            Self::Converting => "Converting",
+            Self::Exporting => "Exporting",
+        }
+    }
+}
+
+/// The service and its machine.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Status {
+    /// This program's version.
+    pub version: String,
+    /// The service's process id.
+    pub pid: u32,
+    /// The virtual machine, if it runs.
+    pub vm: Option<Vm>,
+    /// What was cleared away, warned of, and ended unexpectedly since the service runs.
+    pub notes: Vec<String>,
+    /// Distributions.
+    pub distributions: Vec<Listed>,
+}
+
+/// The virtual machine.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Vm {
+    /// The VMM's process id.
+    pub pid: u32,
+    /// The kernel's release.
+    pub kernel: String,
+    /// Virtual CPUs.
+    pub cpus: u8,
+    /// Bytes that the guest may have.
+    pub memory: u64,
+    /// Bytes that the VMM holds on the host now.
+    pub resident: u64,
+    /// Seconds since it was started.
+    pub up: u64,
+    /// Why it still runs, or when it will stop.
+    pub why: String,
+    /// The boot, step by step.
+    pub timeline: String,
+}
+
+/// Sends descriptors; the frame before has told how many.
+pub(super) fn send_descriptors(stream: &UnixStream, descriptors: &[BorrowedFd<'_>]) -> Result<()> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    control.push(SendAncillaryMessage::ScmRights(descriptors));
+    let sent = sendmsg(stream.as_fd(), &[IoSlice::new(b"F")], &mut control, SendFlags::NOSIGNAL);
+    sent.map(drop).map_err(|error| Error::System { what: "hand streams over", source: error.into() })
+}
+
+/// Takes descriptors that were announced; with another number of them it is an error.
+pub(super) fn receive_descriptors(stream: &UnixStream, count: usize) -> Result<Vec<OwnedFd>> {
+    let failed = |source| Error::System { what: "take what was handed over", source };
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let mut byte = [0];
+    let received =
+        recvmsg(stream.as_fd(), &mut [IoSliceMut::new(&mut byte)], &mut control, RecvFlags::CMSG_CLOEXEC);
+    received.map_err(|error| failed(error.into()))?;
+    let mut descriptors = Vec::new();
+    for message in control.drain() {
+        if let RecvAncillaryMessage::ScmRights(rights) = message {
+            descriptors.extend(rights);
+        }
+    }
+    if descriptors.len() == count {
+        Ok(descriptors)
+    } else {
+        let message = format!("expected {count} descriptors and got {}", descriptors.len());
+        Err(failed(std::io::Error::new(std::io::ErrorKind::InvalidData, message)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+
+    use undercroft_protocol::{read_frame, write_frame};
+
+    use super::*;
+
+    #[test]
+    fn streams_travel_behind_their_frame() -> Result<()> {
+        let (mut here, mut there) = UnixStream::pair().unwrap();
+        let (mut reader, writer) = std::io::pipe().unwrap();
+        write_frame(&mut here, &Event::Started { pid: 7, streams: 1 }).unwrap();
+        send_descriptors(&here, &[writer.as_fd()])?;
+        write_frame(&mut here, &Event::Exited(ExitStatus::Code(3))).unwrap();
+        drop(writer);
+
+        let Event::Started { pid: 7, streams } = read_frame(&mut there).unwrap() else {
+            panic!("another event")
+        };
+        let mut taken = receive_descriptors(&there, streams.into())?;
+        assert_eq!(read_frame::<Event>(&mut there).unwrap(), Event::Exited(ExitStatus::Code(3)));
+        std::fs::File::from(taken.remove(0)).write_all(b"hello").unwrap();
+        let mut text = String::new();
+        reader.read_to_string(&mut text).unwrap();
+        assert_eq!(text, "hello");
+        Ok(())
+    }
+
+    #[test]
+    fn too_few_descriptors_are_told() {
+        let (here, there) = UnixStream::pair().unwrap();
+        send_descriptors(&here, &[here.as_fd()]).unwrap();
+        assert!(receive_descriptors(&there, 2).is_err());
+    }
+}
