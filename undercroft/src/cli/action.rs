@@ -1,0 +1,77 @@
+//! What can be asked of the command line.
+
+use std::{ffi::OsString, path::PathBuf};
+
+/// Everything.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Action {
+    /// Be the service.
+    Serve,
+    Run(Run),
+    List {
+        style: Style,
+        running: bool,
+    },
+    Status {
+        json: bool,
+        watch: bool,
+    },
+    Vms {
+        json: bool,
+    },
+    Import {
+        name: String,
+        /// `-` is standard input.
+        archive: PathBuf,
+        flat: bool,
+        size: Option<u64>,
+    },
+    Terminate(String),
+    Shutdown {
+        force: bool,
+    },
+    Unregister(String),
+    SetDefault(String),
+    Version {
+        style: Style,
+    },
+    Doctor,
+    Completions(clap_complete::Shell),
+    Man(PathBuf),
+}
+
+/// Whose tables.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Style {
+    /// Ours: names, with why they run if it is wanted.
+    Ours { verbose: bool },
+    /// Names alone, a line each.
+    Quiet,
+    /// For machines.
+    Json,
+    /// As the reference system prints it.
+    Wsl { verbose: bool },
+}
+
+/// A process in a distribution.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Run {
+    /// `None` is the default one.
+    pub(crate) distribution: Option<String>,
+    /// Whether it is started if it does not run.
+    pub(crate) start: bool,
+    pub(crate) user: Option<String>,
+    pub(crate) directory: Option<OsString>,
+    pub(crate) program: Program,
+}
+
+/// What of.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Program {
+    /// The user's shell, as at a login.
+    LoginShell,
+    /// A line for the user's shell.
+    Line(OsString),
+    /// A program and its arguments, without a shell.
+    Argv(Vec<OsString>),
+}

@@ -1,0 +1,277 @@
+//! The grammar of our own: verbs.
+
+use std::{ffi::OsString, path::PathBuf};
+
+use clap::{Args, CommandFactory, Parser, Subcommand};
+
+use super::{
+    Meaning,
+    action::{Action, Program, Run, Style},
+};
+
+/// Many Linux distributions on one kernel, in one lightweight virtual machine.
+///
+/// The words of `wsl` are understood, too: `undercroft -d debian -e uname -r`, `undercroft --list --verbose`.
+#[derive(Debug, Parser)]
+#[command(name = "undercroft", version, arg_required_else_help = true, max_term_width = 100)]
+#[command(after_help = "Examples:
+  undercroft import debian debian.tar       make a distribution from a root file system (`docker export` writes one)
+  undercroft run debian                     a shell in it
+  tar c . | undercroft run debian tar x     pipes work, and the exit status is the command's
+  undercroft list -v                        what runs, why, and when it will stop")]
+struct Ours {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Run a command, or a login shell, in a distribution; start it if need be
+    Run(Running),
+    /// Run a command in a distribution that runs already
+    Exec(Executing),
+    /// List the distributions
+    #[command(visible_alias = "ls")]
+    List {
+        /// Also what they do, why they still run, and when they will stop
+        #[arg(short, long)]
+        verbose: bool,
+        /// Names alone
+        #[arg(short, long, conflicts_with = "verbose")]
+        quiet: bool,
+        /// Only those that run
+        #[arg(long)]
+        running: bool,
+        /// For machines
+        #[arg(long, conflicts_with_all = ["verbose", "quiet"])]
+        json: bool,
+    },
+    /// Tell what the virtual machine and its distributions take
+    Status {
+        /// Again every second, until Ctrl-C
+        #[arg(short, long)]
+        watch: bool,
+        /// For machines
+        #[arg(long, conflicts_with = "watch")]
+        json: bool,
+    },
+    /// A live view: `status --watch`
+    Top,
+    /// List the virtual machines: one, or none
+    Vms {
+        /// For machines
+        #[arg(long)]
+        json: bool,
+    },
+    /// Make a distribution from a root file system's tar archive (any compression), or from standard input
+    Import {
+        /// The new distribution's name
+        name: String,
+        /// The archive; `-` is standard input
+        archive: PathBuf,
+        /// Keep everything on its own disk, instead of sharing what was imported with others of the same archive
+        #[arg(long)]
+        flat: bool,
+        /// The most that its disk can hold, such as 64G
+        #[arg(long, value_parser = bytes)]
+        size: Option<u64>,
+    },
+    /// Stop a distribution
+    #[command(visible_alias = "stop")]
+    Terminate {
+        /// Which
+        name: String,
+    },
+    /// Stop every distribution and the virtual machine
+    Shutdown {
+        /// At once, without waiting for anybody
+        #[arg(short, long)]
+        force: bool,
+    },
+    /// Remove a distribution and all its files
+    #[command(visible_alias = "remove")]
+    Unregister {
+        /// Which
+        name: String,
+    },
+    /// Choose which distribution is meant when none is named
+    SetDefault {
+        /// Which
+        name: String,
+    },
+    /// Tell the versions of this program and the kernel
+    Version {
+        /// For machines
+        #[arg(long)]
+        json: bool,
+    },
+    /// Look at what undercroft needs, and say how to mend what is missing
+    Doctor,
+    /// Print completions for a shell
+    Completions {
+        /// Which
+        shell: clap_complete::Shell,
+    },
+    /// Write the manual pages to a folder
+    #[command(hide = true)]
+    Man {
+        /// Which
+        folder: PathBuf,
+    },
+    /// Be the service
+    #[command(hide = true)]
+    Service,
+}
+
+#[derive(Debug, Args)]
+struct Who {
+    /// As this user, by name or number
+    #[arg(short, long, value_name = "USER")]
+    user: Option<String>,
+    /// In this directory of the distribution
+    #[arg(long, value_name = "DIR")]
+    cd: Option<OsString>,
+    /// Give the command to the user's shell, instead of executing it
+    #[arg(short, long)]
+    shell: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  undercroft run                       a login shell in the default distribution
+  undercroft run debian -- ls -l /     the exit status is the command's; 125 is a failure of ours
+  undercroft run -s debian 'echo $HOME; df -h .'")]
+struct Running {
+    #[command(flatten)]
+    who: Who,
+    /// The distribution; without it, the default one
+    name: Option<String>,
+    /// The command and its arguments
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    command: Vec<OsString>,
+}
+
+#[derive(Debug, Args)]
+struct Executing {
+    #[command(flatten)]
+    who: Who,
+    /// The distribution
+    name: String,
+    /// The command and its arguments
+    #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
+    command: Vec<OsString>,
+}
+
+/// The command line's description, for completions and manual pages.
+pub(super) fn command() -> clap::Command {
+    Ours::command()
+}
+
+pub(super) fn parse(words: Vec<OsString>) -> Meaning {
+    let all = std::iter::once(OsString::from("undercroft")).chain(words);
+    match Ours::try_parse_from(all) {
+        Ok(ours) => Meaning::Do(action(ours.verb)),
+        Err(error) => {
+            // Nowhere else to say it.
+            let _ = error.print();
+            Meaning::Said(if error.use_stderr() { super::FAILED } else { 0 })
+        }
+    }
+}
+
+fn action(verb: Verb) -> Action {
+    match verb {
+        Verb::Run(run) => Action::Run(running(run.who, run.name, true, run.command)),
+        Verb::Exec(exec) => Action::Run(running(exec.who, Some(exec.name), false, exec.command)),
+        Verb::List { verbose, quiet, running, json } => {
+            let style = match (json, quiet) {
+                (true, _) => Style::Json,
+                (_, true) => Style::Quiet,
+                _ => Style::Ours { verbose },
+            };
+            Action::List { style, running }
+        }
+        Verb::Status { watch, json } => Action::Status { json, watch },
+        Verb::Top => Action::Status { json: false, watch: true },
+        Verb::Vms { json } => Action::Vms { json },
+        Verb::Import { name, archive, flat, size } => Action::Import { name, archive, flat, size },
+        Verb::Terminate { name } => Action::Terminate(name),
+        Verb::Shutdown { force } => Action::Shutdown { force },
+        Verb::Unregister { name } => Action::Unregister(name),
+        Verb::SetDefault { name } => Action::SetDefault(name),
+        Verb::Version { json } => {
+            Action::Version { style: if json { Style::Json } else { Style::Ours { verbose: false } } }
+        }
+        Verb::Doctor => Action::Doctor,
+        Verb::Completions { shell } => Action::Completions(shell),
+        Verb::Man { folder } => Action::Man(folder),
+        Verb::Service => Action::Serve,
+    }
+}
+
+fn running(who: Who, distribution: Option<String>, start: bool, command: Vec<OsString>) -> Run {
+    let program = match (command.is_empty(), who.shell) {
+        (true, _) => Program::LoginShell,
+        (_, true) => Program::Line(line(command)),
+        _ => Program::Argv(command),
+    };
+    Run { distribution, start, user: who.user, directory: who.cd, program }
+}
+
+/// Words as one line for a shell, which splits them anew: quoting is the person's.
+pub(super) fn line(words: Vec<OsString>) -> OsString {
+    words.join(std::ffi::OsStr::new(" "))
+}
+
+/// A size in bytes, with a suffix K, M, G or T (powers of 1024) and a B or not.
+pub(super) fn bytes(text: &str) -> Result<u64, String> {
+    let bad = || format!("expected a size such as 512M or 64G, and got {text}");
+    let upper = text.trim().to_ascii_uppercase();
+    let plain = upper.strip_suffix('B').unwrap_or(&upper);
+    let digits = plain.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let shift = match &plain[digits.len()..] {
+        "" => 0,
+        "K" => 10,
+        "M" => 20,
+        "G" => 30,
+        "T" => 40,
+        _ => return Err(bad()),
+    };
+    digits.trim().parse::<u64>().ok().and_then(|n| n.checked_mul(1 << shift)).ok_or_else(bad)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn meant(line: &str) -> Action {
+        match parse(line.split(' ').map(OsString::from).collect()) {
+            Meaning::Do(action) => action,
+            Meaning::Said(status) => panic!("{line}: said something, status {status}"),
+        }
+    }
+
+    #[test]
+    fn verbs_are_actions() {
+        command().debug_assert();
+        let Action::Run(run) = meant("run -u joe deb ls -l --all") else { panic!() };
+        assert_eq!(run.distribution.as_deref(), Some("deb"));
+        assert_eq!(run.user.as_deref(), Some("joe"));
+        assert_eq!(run.program, Program::Argv(["ls", "-l", "--all"].map(OsString::from).into()));
+        let Action::Run(run) = meant("run deb -- -x") else { panic!() };
+        assert_eq!(run.program, Program::Argv(vec!["-x".into()]));
+        let Action::Run(run) = meant("run -s deb echo $HOME") else { panic!() };
+        assert_eq!(run.program, Program::Line("echo $HOME".into()));
+        assert_eq!(meant("ls -q"), Action::List { style: Style::Quiet, running: false });
+    }
+
+    #[test]
+    fn sizes() {
+        assert_eq!(bytes("64G"), Ok(64 << 30));
+        assert_eq!(bytes("1tb"), Ok(1 << 40));
+        assert_eq!(bytes("4096"), Ok(4096));
+        for bad in ["", "G", "4X", "-1", "99999999T"] {
+            assert!(bytes(bad).is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,178 @@
+//! Doing what was asked.
+
+use std::{
+    ffi::OsString,
+    io::{self, IsTerminal, Write},
+    os::unix::ffi::OsStringExt,
+    path::Path,
+    time::Duration,
+};
+
+use anyhow::{Context, bail};
+use undercroft::service::{
+    self, Client, Parts, Settings,
+    wire::{Answer, Doing, Import, Listed, Request, Status},
+};
+
+use super::{
+    action::{Action, Style},
+    bar::Bar,
+    doctor, ours, run, show,
+};
+
+/// Carries it out; gives the exit status.
+pub(super) fn perform(action: Action) -> anyhow::Result<u8> {
+    match action {
+        Action::Serve => service::serve(service::settings(&service::Paths::of_user()?)).map(|()| 0)?,
+        Action::Run(run) => return run::run(run),
+        Action::List { style, running } => return list(style, running),
+        Action::Status { json: true, .. } => say(&show::json(&status()?))?,
+        Action::Status { watch: false, .. } => say(&show::status(&status()?))?,
+        Action::Status { watch: true, .. } => watch()?,
+        Action::Vms { json } => {
+            let status = running()?;
+            let vm = status.as_ref().and_then(|status| status.vm.as_ref());
+            let runs = |status: &Status| status.distributions.iter().filter(|one| one.state == Doing::Running).count();
+            let text = match json {
+                true => show::json(&vm),
+                false => show::vms(vm, status.as_ref().map_or(0, runs)),
+            };
+            say(&text)?;
+        }
+        Action::Import { name, archive, flat, size } => import(name, &archive, flat, size)?,
+        Action::Terminate(name) => ask(&Request::Terminate(name))?,
+        Action::Shutdown { force } => match Client::if_running()? {
+            Some(client) => tell(&client, &Request::Shutdown { force })?,
+            // Nothing runs: that is what was wanted.
+            None => {}
+        },
+        Action::Unregister(name) => ask(&Request::Unregister(name))?,
+        Action::SetDefault(name) => ask(&Request::SetDefault(name))?,
+        Action::Version { style } => say(&version(style))?,
+        Action::Doctor => return doctor::doctor(),
+        Action::Completions(shell) => {
+            clap_complete::generate(shell, &mut ours::command(), "undercroft", &mut io::stdout());
+        }
+        Action::Man(folder) => clap_mangen::generate_to(ours::command(), &folder)
+            .with_context(|| format!("cannot write manual pages to {}", folder.display()))?,
+    }
+    Ok(0)
+}
+
+/// Prints; a reader that has gone (`| head`) has seen enough.
+pub(super) fn say(text: &str) -> anyhow::Result<()> {
+    match io::stdout().write_all(text.as_bytes()) {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        other => Ok(other?),
+    }
+}
+
+fn ask(request: &Request) -> anyhow::Result<()> {
+    tell(&Client::new()?, request)
+}
+
+fn tell(client: &Client, request: &Request) -> anyhow::Result<()> {
+    let bar = Bar::new();
+    if let Answer::Text(lines) = client.ask(request, None, |event| bar.show(event))? {
+        drop(bar);
+        for line in lines {
+            eprintln!("{line}");
+        }
+    }
+    Ok(())
+}
+
+fn list(style: Style, running: bool) -> anyhow::Result<u8> {
+    let Answer::List(mut all) = Client::new()?.ask(&Request::List, None, |_| ())? else {
+        bail!("the service answered something else");
+    };
+    if running {
+        all.retain(|one: &Listed| one.state == Doing::Running);
+    }
+    match (all.is_empty(), style) {
+        (false, _) | (_, Style::Json | Style::Quiet) => say(&show::list(style, &all))?,
+        (true, _) if running => {
+            eprintln!("no distribution runs");
+            return Ok(1);
+        }
+        (true, _) => {
+            eprintln!(
+                "there is no distribution yet: `undercroft import NAME FILE` makes one from a root file system's tar archive"
+            );
+            return Ok(u8::from(matches!(style, Style::Wsl { .. })));
+        }
+    }
+    Ok(0)
+}
+
+fn status() -> anyhow::Result<Status> {
+    status_of(&Client::new()?)
+}
+
+/// The status of a service that runs already.
+fn running() -> anyhow::Result<Option<Status>> {
+    Client::if_running()?.map(|client| status_of(&client)).transpose()
+}
+
+fn status_of(client: &Client) -> anyhow::Result<Status> {
+    match client.ask(&Request::Status, None, |_| ())? {
+        Answer::Status(status) => Ok(*status),
+        _ => bail!("the service answered something else"),
+    }
+}
+
+/// Shows the status every second, until Ctrl-C. It does not keep anything from stopping.
+fn watch() -> anyhow::Result<()> {
+    loop {
+        let text = match running()? {
+            Some(status) => show::status(&status),
+            None => "nothing runs\n".into(),
+        };
+        if io::stdout().is_terminal() {
+            // Home, and clear what was there (ECMA-48, CUP and ED).
+            say("\x1b[H\x1b[2J")?;
+        }
+        say(&text)?;
+        io::stdout().flush()?;
+        std::thread::sleep(Duration::from_secs(1));
+    }
+}
+
+fn import(name: String, archive: &Path, flat: bool, size: Option<u64>) -> anyhow::Result<()> {
+    let stdin = archive == Path::new("-");
+    if stdin && io::stdin().is_terminal() {
+        bail!("import {name} -: expected a tar archive on standard input, which is a terminal");
+    }
+    let path = match stdin {
+        true => None,
+        false => {
+            let whole = std::fs::canonicalize(archive).with_context(|| format!("cannot open {}", archive.display()))?;
+            Some(OsString::from(whole).into_vec())
+        }
+    };
+    let request = Request::Import(Import { name, archive: path, flat, size });
+    let bar = Bar::new();
+    let input = io::stdin();
+    let stream: Option<&dyn std::os::fd::AsFd> = stdin.then_some(&input as _);
+    let answer = Client::new()?.ask(&request, stream, |event| bar.show(event))?;
+    drop(bar);
+    if let Answer::Text(lines) = answer {
+        for line in lines {
+            eprintln!("{line}");
+        }
+    }
+    Ok(())
+}
+
+fn version(style: Style) -> String {
+    let own = env!("CARGO_PKG_VERSION");
+    let kernel = Parts::find(&Settings::default()).map(|parts| parts.kernel.release);
+    match style {
+        Style::Json => show::json(&serde_json::json!({ "undercroft": own, "kernel": kernel.ok() })),
+        _ => {
+            let kernel = kernel.unwrap_or_else(|error| format!("none ({error})"));
+            format!("undercroft version: {own}\nKernel version: {kernel}\n")
+        }
+    }
+}
+

@@ -1,0 +1,63 @@
+//! A process in a distribution, connected with this terminal or these pipes.
+
+use std::os::unix::ffi::OsStringExt;
+
+use undercroft::{
+    Signals,
+    service::{
+        Client,
+        wire::{self, Event},
+    },
+    terminal,
+};
+use undercroft_protocol::session::Program as What;
+
+use super::action::{Program, Run};
+
+/// Runs it; gives its status as a shell would.
+pub(super) fn run(run: Run) -> anyhow::Result<u8> {
+    let interactive = terminal::is_interactive();
+    let program = match run.program {
+        Program::LoginShell => What::LoginShell,
+        Program::Line(line) => What::ShellCommand(line.into_vec()),
+        Program::Argv(words) => What::Argv(words.into_iter().map(OsStringExt::into_vec).collect()),
+    };
+    let request = wire::Run {
+        distribution: run.distribution,
+        start: run.start,
+        user: run.user,
+        directory: run.directory.map(OsStringExt::into_vec),
+        program,
+        environment: environment(interactive),
+        terminal: interactive.then(terminal::size),
+    };
+    let client = Client::new()?;
+    // Until the process runs a Ctrl-C ends this client, and with it what was asked.
+    let session = client.run(request, |event| {
+        if let Event::Warning(line) = event {
+            eprintln!("warning: {line}");
+        }
+    })?;
+    let signals = Signals::watch()?;
+    let status = if interactive {
+        terminal::relay(session, &signals)?
+    } else {
+        terminal::relay_pipes(session, &signals)?
+    };
+    Ok(u8::try_from(status.shell()).unwrap_or(u8::MAX))
+}
+
+/// What goes along: what the terminal is, and what WSLENV names (`NAME:NAME/flags:…`; the flags are about Windows' paths and
+/// mean nothing here).
+fn environment(interactive: bool) -> Vec<(Vec<u8>, Vec<u8>)> {
+    let wanted = std::env::var("WSLENV").unwrap_or_default();
+    let named = wanted.split(':').filter_map(|word| word.split('/').next()).filter(|name| !name.is_empty());
+    let own = ["TERM", "COLORTERM"].into_iter().filter(|_| interactive);
+    let mut pairs = Vec::new();
+    for name in own.chain(named) {
+        if let Some(value) = std::env::var_os(name) {
+            pairs.push((name.as_bytes().to_vec(), value.into_vec()));
+        }
+    }
+    pairs
+}

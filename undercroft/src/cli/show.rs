@@ -1,0 +1,223 @@
+//! Tables that align, and JSON.
+
+use std::fmt::Write;
+
+use undercroft::service::wire::{Listed, Status, Vm};
+
+use super::action::Style;
+
+/// The list.
+pub(super) fn list(style: Style, all: &[Listed]) -> String {
+    match style {
+        Style::Quiet => all.iter().fold(String::new(), |text, one| text + &one.name + "\n"),
+        Style::Json => json(&all),
+        Style::Wsl { verbose: false } => {
+            let mut text = "undercroft distributions:\n".to_owned();
+            for one in all {
+                let _ = writeln!(text, "{}{}", one.name, if one.default { " (Default)" } else { "" });
+            }
+            text
+        }
+        Style::Wsl { verbose: true } => {
+            let width = widest(all, 4) + 4;
+            let mut text = format!("  {:<width$}{:<16}VERSION\n", "NAME", "STATE");
+            for one in all {
+                let mark = if one.default { '*' } else { ' ' };
+                let _ = writeln!(text, "{mark} {:<width$}{:<16}2", one.name, one.state.name());
+            }
+            text
+        }
+        Style::Ours { verbose } => {
+            let width = widest(all, 4);
+            let mut text = match verbose {
+                true => format!("  {:<width$}  {:<10}  {:>9}  WHY\n", "NAME", "STATE", "DISK"),
+                false => String::new(),
+            };
+            for one in all {
+                let mark = if one.default { '*' } else { ' ' };
+                let line = match verbose {
+                    true => format!(
+                        "{mark} {:<width$}  {:<10}  {:>9}  {}",
+                        one.name,
+                        one.state.name(),
+                        size(one.disk),
+                        one.why
+                    ),
+                    false => format!("{mark} {:<width$}  {}", one.name, one.state.name()),
+                };
+                let _ = writeln!(text, "{}", line.trim_end());
+            }
+            text
+        }
+    }
+}
+
+fn widest(all: &[Listed], least: usize) -> usize {
+    all.iter().map(|one| one.name.len()).max().unwrap_or(0).max(least)
+}
+
+/// What runs, and what it takes.
+pub(super) fn status(status: &Status) -> String {
+    let mut text = String::new();
+    match &status.vm {
+        None => text.push_str("virtual machine: off\n"),
+        Some(vm) => {
+            let _ = writeln!(
+                text,
+                "virtual machine: kernel {}, {} CPUs, up {} (process {})\n  memory on the host: {} of {} at most\n  {}",
+                vm.kernel,
+                vm.cpus,
+                time(vm.up),
+                vm.pid,
+                size(vm.resident),
+                size(vm.memory),
+                vm.why
+            );
+        }
+    }
+    if !status.distributions.is_empty() {
+        text.push('\n');
+        text.push_str(&list(Style::Ours { verbose: true }, &status.distributions));
+    }
+    if !status.notes.is_empty() {
+        text.push_str("\nSince the service runs:\n");
+        for note in &status.notes {
+            let _ = writeln!(text, "  {note}");
+        }
+    }
+    text
+}
+
+/// The virtual machines: one line, however many distributions run.
+pub(super) fn vms(vm: Option<&Vm>, running: usize) -> String {
+    let Some(vm) = vm else { return "no virtual machine runs\n".into() };
+    format!(
+        "{:<12}{:<10}{:<10}{:<16}DISTRIBUTIONS\n{:<12}{:<10}{:<10}{:<16}{running}\n",
+        "VM",
+        "PROCESS",
+        "UP",
+        "MEMORY",
+        "undercroft",
+        vm.pid,
+        time(vm.up),
+        size(vm.resident),
+    )
+}
+
+pub(super) fn json(what: &impl serde::Serialize) -> String {
+    // Plain data: it has a JSON.
+    serde_json::to_string_pretty(what).unwrap_or_default() + "\n"
+}
+
+/// Bytes in the largest unit that leaves a number of at most four digits.
+pub(super) fn size(bytes: u64) -> String {
+    let mut value = bytes as f64;
+    for unit in ["B", "KiB", "MiB", "GiB"] {
+        if value < 1000.0 {
+            return if unit == "B" || value >= 100.0 { format!("{value:.0} {unit}") } else { format!("{value:.1} {unit}") };
+        }
+        value /= 1024.0;
+    }
+    format!("{value:.1} TiB")
+}
+
+fn time(seconds: u64) -> String {
+    match seconds {
+        0..=119 => format!("{seconds} s"),
+        120..=7199 => format!("{} min", seconds / 60),
+        _ => format!("{} h", seconds / 3600),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use undercroft::service::wire::Doing;
+
+    use super::*;
+
+    fn some() -> Vec<Listed> {
+        let one = |name: &str, default, state, why: &str, disk| Listed {
+            name: name.into(),
+            default,
+            state,
+            sessions: 0,
+            why: why.into(),
+            disk,
+            created: 0,
+        };
+        vec![
+            one("Ubuntu-24.04", true, Doing::Running, "1 session", 3 << 30),
+            one("deb", false, Doing::Running, "idle, stops in 12 s", 528 << 10),
+            one("AlmaLinux-9", false, Doing::Stopped, "", 40 << 20),
+        ]
+    }
+
+    #[test]
+    fn lists_are_those_of_the_reference_system() {
+        insta::assert_snapshot!(list(Style::Wsl { verbose: true }, &some()), @r"
+          NAME            STATE           VERSION
+        * Ubuntu-24.04    Running         2
+          deb             Running         2
+          AlmaLinux-9     Stopped         2
+        ");
+        insta::assert_snapshot!(list(Style::Wsl { verbose: false }, &some()), @r"
+        undercroft distributions:
+        Ubuntu-24.04 (Default)
+        deb
+        AlmaLinux-9
+        ");
+    }
+
+    #[test]
+    fn our_own_lists_say_why() {
+        insta::assert_snapshot!(list(Style::Ours { verbose: true }, &some()), @r"
+          NAME          STATE            DISK  WHY
+        * Ubuntu-24.04  Running       3.0 GiB  1 session
+          deb           Running       528 KiB  idle, stops in 12 s
+          AlmaLinux-9   Stopped      40.0 MiB
+        ");
+        insta::assert_snapshot!(list(Style::Quiet, &some()), @r"
+        Ubuntu-24.04
+        deb
+        AlmaLinux-9
+        ");
+    }
+
+    #[test]
+    fn a_status_is_one_page() {
+        let vm = Vm {
+            pid: 4711,
+            kernel: "6.12.117".into(),
+            cpus: 4,
+            memory: 8 << 30,
+            resident: 312 << 20,
+            up: 130,
+            why: "3 distributions".into(),
+            timeline: String::new(),
+        };
+        let all = Status {
+            version: "0.1.0".into(),
+            pid: 1,
+            vm: Some(vm),
+            notes: vec!["the virtual machine ended, and every distribution in it: killed".into()],
+            distributions: some(),
+        };
+        insta::assert_snapshot!(status(&all), @r"
+        virtual machine: kernel 6.12.117, 4 CPUs, up 2 min (process 4711)
+          memory on the host: 312 MiB of 8.0 GiB at most
+          3 distributions
+
+          NAME          STATE            DISK  WHY
+        * Ubuntu-24.04  Running       3.0 GiB  1 session
+          deb           Running       528 KiB  idle, stops in 12 s
+          AlmaLinux-9   Stopped      40.0 MiB
+
+        Since the service runs:
+          the virtual machine ended, and every distribution in it: killed
+        ");
+        insta::assert_snapshot!(vms(all.vm.as_ref(), 2), @r"
+        VM          PROCESS   UP        MEMORY          DISTRIBUTIONS
+        undercroft  4711      2 min     312 MiB         2
+        ");
+    }
+}

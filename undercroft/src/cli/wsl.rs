@@ -1,0 +1,256 @@
+//! WSL's grammar: options that are verbs, and everything else a command for the default distribution.
+
+use std::{
+    ffi::{OsStr, OsString},
+    os::unix::ffi::OsStrExt,
+    path::PathBuf,
+};
+
+use super::{
+    Meaning,
+    action::{Action, Program, Run, Style},
+    ours::{bytes, line},
+};
+
+const HELP: &str = "\
+Usage: wsl [options] [--] [command]        in the default user's shell; without a command, a login shell
+       wsl [options] --exec command        without a shell
+
+Options:
+    -d, --distribution NAME     in this distribution, instead of the default one
+    -u, --user USER             as this user
+    --cd DIR                    in this directory; ~ is the user's home
+    --shell-type standard|login|none
+
+Management:
+    --install [--from-file FILE] [--name NAME]
+    --import NAME DIR FILE|-    make a distribution from a tar archive (DIR is not used: disks have their own place)
+    --list, -l [--verbose, -v] [--quiet, -q] [--running] [--all]
+    --set-default, -s NAME
+    --terminate, -t NAME
+    --unregister NAME
+    --shutdown [--force]
+    --status
+    --version, -v
+    --help
+
+undercroft's own verbs: undercroft --help
+";
+
+/// Options that are verbs here.
+const VERBS: [&str; 26] = [
+    "--list", "-l", "--set-default", "-s", "--terminate", "-t", "--unregister", "--shutdown", "--status",
+    "--import", "--install", "--export", "--import-in-place", "--manage", "--mount", "--unmount", "--update",
+    "-d", "--distribution", "-e", "--exec", "-u", "--user", "--cd", "--shell-type", "--",
+];
+
+/// Whether words are of this grammar, when the program has its own name: `undercroft --list`, `undercroft -d debian`.
+pub(super) fn looks_like(words: &[OsString]) -> bool {
+    words.first().is_some_and(|first| VERBS.iter().any(|verb| first == verb))
+}
+
+pub(super) fn parse(words: Vec<OsString>, only: bool) -> Meaning {
+    match action(words) {
+        Ok(Some(action)) => Meaning::Do(action),
+        Ok(None) => {
+            print!("{HELP}");
+            Meaning::Said(0)
+        }
+        Err(mistake) => {
+            eprintln!("error: {mistake}\nTry `{} --help`.", if only { "wsl" } else { "undercroft" });
+            Meaning::Said(if only { super::FAILED_AS_WSL } else { super::FAILED })
+        }
+    }
+}
+
+/// Words that were not looked at yet.
+struct Rest(std::vec::IntoIter<OsString>);
+
+impl Rest {
+    fn next(&mut self) -> Option<OsString> {
+        self.0.next()
+    }
+
+    fn value(&mut self, of: &str) -> Result<OsString, String> {
+        self.next().ok_or_else(|| format!("{of}: expected a value after it"))
+    }
+
+    fn text(&mut self, of: &str) -> Result<String, String> {
+        let value = self.value(of)?;
+        value.into_string().map_err(|value| format!("{of} {}: it is not UTF-8", value.display()))
+    }
+
+    /// Nothing may follow.
+    fn end(&mut self, of: &str) -> Result<(), String> {
+        match self.next() {
+            None => Ok(()),
+            Some(word) => Err(format!("{}: not known after {of}", word.display())),
+        }
+    }
+
+    fn all(self) -> Vec<OsString> {
+        self.0.collect()
+    }
+}
+
+/// `None` is the help text.
+fn action(words: Vec<OsString>) -> Result<Option<Action>, String> {
+    let mut rest = Rest(words.into_iter());
+    let mut run =
+        Run { distribution: None, start: true, user: None, directory: None, program: Program::LoginShell };
+    let mut shell = "standard".to_owned();
+    loop {
+        let Some(word) = rest.next() else { return Ok(Some(Action::Run(run))) };
+        let option = if word.as_bytes().starts_with(b"-") { word.to_str() } else { None };
+        match option {
+            Some("-d" | "--distribution") => run.distribution = Some(rest.text("--distribution")?),
+            Some("-u" | "--user") => run.user = Some(rest.text("--user")?),
+            Some("--cd") => run.directory = Some(rest.value("--cd")?).filter(|directory| directory != "~"),
+            Some("--shell-type") => {
+                shell = rest.text("--shell-type")?;
+                if !matches!(shell.as_str(), "standard" | "login" | "none") {
+                    return Err(format!("--shell-type {shell}: expected standard, login or none"));
+                }
+            }
+            Some("-e" | "--exec") => {
+                let first = rest.value("--exec")?;
+                run.program = Program::Argv(std::iter::once(first).chain(rest.all()).collect());
+                return Ok(Some(Action::Run(run)));
+            }
+            Some("--") => return Ok(Some(Action::Run(with(run, &shell, rest.all())))),
+            Some(verb) => return management(verb, rest),
+            None => {
+                let command = std::iter::once(word).chain(rest.all()).collect();
+                return Ok(Some(Action::Run(with(run, &shell, command))));
+            }
+        }
+    }
+}
+
+fn with(run: Run, shell: &str, command: Vec<OsString>) -> Run {
+    let program = match (command.is_empty(), shell) {
+        (true, _) => Program::LoginShell,
+        (_, "none") => Program::Argv(command),
+        _ => Program::Line(line(command)),
+    };
+    Run { program, ..run }
+}
+
+fn management(verb: &str, mut rest: Rest) -> Result<Option<Action>, String> {
+    let action = match verb {
+        "--help" => return Ok(None),
+        "--list" | "-l" => return list(rest).map(Some),
+        "--status" => Action::Status { json: false, watch: false },
+        "--version" | "-v" => Action::Version { style: Style::Wsl { verbose: false } },
+        "--terminate" | "-t" => Action::Terminate(rest.text(verb)?),
+        "--unregister" => Action::Unregister(rest.text(verb)?),
+        "--set-default" | "-s" => Action::SetDefault(rest.text(verb)?),
+        "--shutdown" => match rest.next() {
+            None => Action::Shutdown { force: false },
+            Some(word) if word == "--force" => Action::Shutdown { force: true },
+            Some(word) => return Err(format!("{}: not known after --shutdown", word.display())),
+        },
+        "--import" => {
+            let (name, _, archive) = (rest.text(verb)?, rest.value(verb)?, rest.value(verb)?);
+            let mut flat = false;
+            let mut size = None;
+            while let Some(word) = rest.next() {
+                match word.to_str() {
+                    // There is one version of this system.
+                    Some("--version") => drop(rest.value("--version")?),
+                    Some("--flat") => flat = true,
+                    Some("--vhd-size") => size = Some(bytes(&rest.text("--vhd-size")?)?),
+                    _ => return Err(format!("{}: not known after --import", word.display())),
+                }
+            }
+            Action::Import { name, archive: archive.into(), flat, size }
+        }
+        "--install" => install(&mut rest)?,
+        other => return Err(format!("{other}: not known")),
+    };
+    rest.end(verb)?;
+    Ok(Some(action))
+}
+
+fn install(rest: &mut Rest) -> Result<Action, String> {
+    let (mut file, mut name, mut size) = (None, None, None);
+    while let Some(word) = rest.next() {
+        match word.to_str() {
+            Some("--from-file" | "-f") => file = Some(PathBuf::from(rest.value("--from-file")?)),
+            Some("--name") => name = Some(rest.text("--name")?),
+            Some("--vhd-size") => size = Some(bytes(&rest.text("--vhd-size")?)?),
+            Some("--no-launch" | "-n") => {}
+            Some("--location" | "-l") => drop(rest.value("--location")?),
+            _ => return Err(format!("{}: not known after --install (a file is named by --from-file)", word.display())),
+        }
+    }
+    let archive = file.ok_or("--install: expected --from-file FILE")?;
+    let stem = |path: &OsStr| path.to_string_lossy().split('.').next().unwrap_or_default().to_owned();
+    let name = name.unwrap_or_else(|| archive.file_name().map(stem).unwrap_or_default());
+    Ok(Action::Import { name, archive, flat: false, size })
+}
+
+fn list(mut rest: Rest) -> Result<Action, String> {
+    let (mut verbose, mut quiet, mut running) = (false, false, false);
+    while let Some(word) = rest.next() {
+        match word.to_str() {
+            Some("--verbose" | "-v") => verbose = true,
+            Some("--quiet" | "-q") => quiet = true,
+            Some("--running") => running = true,
+            Some("--all") => {}
+            _ => return Err(format!("{}: not known after --list", word.display())),
+        }
+    }
+    let style = if quiet { Style::Quiet } else { Style::Wsl { verbose } };
+    Ok(Action::List { style, running })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn meant(line: &str) -> Result<Option<Action>, String> {
+        action(line.split_whitespace().map(OsString::from).collect())
+    }
+
+    fn run(line: &str) -> Run {
+        match meant(line) {
+            Ok(Some(Action::Run(run))) => run,
+            other => panic!("{line}: {other:?}"),
+        }
+    }
+
+    #[test]
+    fn what_fingers_know() {
+        let argv = |words: &[&str]| Program::Argv(words.iter().map(OsString::from).collect());
+        assert_eq!(run("").program, Program::LoginShell);
+        assert_eq!(run("ls -l").program, Program::Line("ls -l".into()));
+        assert_eq!(run("-- -x").program, Program::Line("-x".into()));
+        assert_eq!(run("--shell-type none ls -l").program, argv(&["ls", "-l"]));
+        let one = run("-d Debian -u root --cd /tmp -e bash -c id");
+        assert_eq!(one.distribution.as_deref(), Some("Debian"));
+        assert_eq!(one.user.as_deref(), Some("root"));
+        assert_eq!(one.directory, Some("/tmp".into()));
+        assert_eq!(one.program, argv(&["bash", "-c", "id"]));
+        let verbose = Style::Wsl { verbose: true };
+        assert_eq!(meant("-l -v"), Ok(Some(Action::List { style: verbose, running: false })));
+        assert_eq!(meant("--shutdown --force"), Ok(Some(Action::Shutdown { force: true })));
+        let import = Action::Import { name: "x".into(), archive: "-".into(), flat: false, size: None };
+        assert_eq!(meant("--import x /d - --version 2"), Ok(Some(import)));
+        assert_eq!(meant("--help"), Ok(None));
+    }
+
+    #[test]
+    fn mistakes_say_what_was_expected() {
+        let all = ["-d", "--lost", "--list --quick", "--shell-type fish ls", "--shutdown now", "--install"];
+        let said: Vec<_> = all.iter().map(|line| format!("{line} → {}", meant(line).unwrap_err())).collect();
+        insta::assert_snapshot!(said.join("\n"), @r"
+        -d → --distribution: expected a value after it
+        --lost → --lost: not known
+        --list --quick → --quick: not known after --list
+        --shell-type fish ls → --shell-type fish: expected standard, login or none
+        --shutdown now → now: not known after --shutdown
+        --install → --install: expected --from-file FILE
+        ");
+    }
+}
