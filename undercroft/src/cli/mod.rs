@@ -9,9 +9,11 @@
 //! | [`run`] | a process in a distribution, and this terminal |
 //! | [`show`] | tables and JSON |
 //! | [`bar`] | progress |
+//! | [`doctor`] | what this host has and lacks |
 
 mod action;
 mod bar;
+mod doctor;
 mod ours;
 mod perform;
 mod run;
@@ -40,7 +42,8 @@ pub(crate) fn main() -> ExitCode {
     let name = if words.is_empty() { OsString::new() } else { words.remove(0) };
     let called = Path::new(&name).file_name().unwrap_or_default();
     let as_wsl = called == "wsl" || called == "wsl.exe";
-    let meaning = if as_wsl || wsl::looks_like(&words) { wsl::parse(words, as_wsl) } else { ours::parse(words) };
+    let meaning =
+        if as_wsl || wsl::looks_like(&words) { wsl::parse(words, as_wsl) } else { ours::parse(words) };
     let action = match meaning {
         Meaning::Do(action) => action,
         Meaning::Said(status) => return ExitCode::from(status),

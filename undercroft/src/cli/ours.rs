@@ -212,14 +212,14 @@ fn action(verb: Verb) -> Action {
 fn running(who: Who, distribution: Option<String>, start: bool, command: Vec<OsString>) -> Run {
     let program = match (command.is_empty(), who.shell) {
         (true, _) => Program::LoginShell,
-        (_, true) => Program::Line(line(command)),
+        (_, true) => Program::Line(line(&command)),
         _ => Program::Argv(command),
     };
     Run { distribution, start, user: who.user, directory: who.cd, program }
 }
 
 /// Words as one line for a shell, which splits them anew: quoting is the person's.
-pub(super) fn line(words: Vec<OsString>) -> OsString {
+pub(super) fn line(words: &[OsString]) -> OsString {
     words.join(std::ffi::OsStr::new(" "))
 }
 

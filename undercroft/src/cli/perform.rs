@@ -23,7 +23,7 @@ use super::{
 /// Carries it out; gives the exit status.
 pub(super) fn perform(action: Action) -> anyhow::Result<u8> {
     match action {
-        Action::Serve => service::serve(service::settings(&service::Paths::of_user()?)).map(|()| 0)?,
+        Action::Serve => service::serve(service::settings(&service::Paths::of_user()?))?,
         Action::Run(run) => return run::run(run),
         Action::List { style, running } => return list(style, running),
         Action::Status { json: true, .. } => say(&show::json(&status()?))?,
@@ -32,7 +32,9 @@ pub(super) fn perform(action: Action) -> anyhow::Result<u8> {
         Action::Vms { json } => {
             let status = running()?;
             let vm = status.as_ref().and_then(|status| status.vm.as_ref());
-            let runs = |status: &Status| status.distributions.iter().filter(|one| one.state == Doing::Running).count();
+            let runs = |status: &Status| {
+                status.distributions.iter().filter(|one| one.state == Doing::Running).count()
+            };
             let text = match json {
                 true => show::json(&vm),
                 false => show::vms(vm, status.as_ref().map_or(0, runs)),
@@ -41,11 +43,12 @@ pub(super) fn perform(action: Action) -> anyhow::Result<u8> {
         }
         Action::Import { name, archive, flat, size } => import(name, &archive, flat, size)?,
         Action::Terminate(name) => ask(&Request::Terminate(name))?,
-        Action::Shutdown { force } => match Client::if_running()? {
-            Some(client) => tell(&client, &Request::Shutdown { force })?,
-            // Nothing runs: that is what was wanted.
-            None => {}
-        },
+        Action::Shutdown { force } => {
+            // If nothing runs, that is what was wanted.
+            if let Some(client) = Client::if_running()? {
+                tell(&client, &Request::Shutdown { force })?;
+            }
+        }
         Action::Unregister(name) => ask(&Request::Unregister(name))?,
         Action::SetDefault(name) => ask(&Request::SetDefault(name))?,
         Action::Version { style } => say(&version(style))?,
@@ -146,7 +149,8 @@ fn import(name: String, archive: &Path, flat: bool, size: Option<u64>) -> anyhow
     let path = match stdin {
         true => None,
         false => {
-            let whole = std::fs::canonicalize(archive).with_context(|| format!("cannot open {}", archive.display()))?;
+            let whole = std::fs::canonicalize(archive)
+                .with_context(|| format!("cannot open {}", archive.display()))?;
             Some(OsString::from(whole).into_vec())
         }
     };
@@ -175,4 +179,3 @@ fn version(style: Style) -> String {
         }
     }
 }
-

@@ -39,9 +39,32 @@ undercroft's own verbs: undercroft --help
 
 /// Options that are verbs here.
 const VERBS: [&str; 26] = [
-    "--list", "-l", "--set-default", "-s", "--terminate", "-t", "--unregister", "--shutdown", "--status",
-    "--import", "--install", "--export", "--import-in-place", "--manage", "--mount", "--unmount", "--update",
-    "-d", "--distribution", "-e", "--exec", "-u", "--user", "--cd", "--shell-type", "--",
+    "--list",
+    "-l",
+    "--set-default",
+    "-s",
+    "--terminate",
+    "-t",
+    "--unregister",
+    "--shutdown",
+    "--status",
+    "--import",
+    "--install",
+    "--export",
+    "--import-in-place",
+    "--manage",
+    "--mount",
+    "--unmount",
+    "--update",
+    "-d",
+    "--distribution",
+    "-e",
+    "--exec",
+    "-u",
+    "--user",
+    "--cd",
+    "--shell-type",
+    "--",
 ];
 
 /// Whether words are of this grammar, when the program has its own name: `undercroft --list`, `undercroft -d debian`.
@@ -131,7 +154,7 @@ fn with(run: Run, shell: &str, command: Vec<OsString>) -> Run {
     let program = match (command.is_empty(), shell) {
         (true, _) => Program::LoginShell,
         (_, "none") => Program::Argv(command),
-        _ => Program::Line(line(command)),
+        _ => Program::Line(line(&command)),
     };
     Run { program, ..run }
 }
@@ -181,7 +204,12 @@ fn install(rest: &mut Rest) -> Result<Action, String> {
             Some("--vhd-size") => size = Some(bytes(&rest.text("--vhd-size")?)?),
             Some("--no-launch" | "-n") => {}
             Some("--location" | "-l") => drop(rest.value("--location")?),
-            _ => return Err(format!("{}: not known after --install (a file is named by --from-file)", word.display())),
+            _ => {
+                return Err(format!(
+                    "{}: not known after --install (a file is named by --from-file)",
+                    word.display()
+                ));
+            }
         }
     }
     let archive = file.ok_or("--install: expected --from-file FILE")?;

@@ -2,7 +2,11 @@
 
 use std::{path::PathBuf, time::Duration};
 
+use super::paths::Paths;
 use crate::disk;
+
+/// How many times longer than on hardware things may take: for machines made in software.
+pub const PATIENCE: &str = "UNDERCROFT_PATIENCE";
 
 /// The settings that the service acts by.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -40,6 +44,15 @@ impl Default for Settings {
             patience: 1,
         }
     }
+}
+
+/// This user's settings.
+pub fn settings(_paths: &Paths) -> Settings {
+    let mut settings = Settings::default();
+    if let Some(patience) = std::env::var(PATIENCE).ok().and_then(|text| text.parse().ok()) {
+        settings.patience = patience;
+    }
+    settings
 }
 
 /// MiB of memory that this host has (proc(5), /proc/meminfo, MemTotal); 2048 where it does not say.

@@ -1,0 +1,102 @@
+//! What undercroft needs of this host, looked at one by one.
+
+use std::path::{Path, PathBuf};
+
+use undercroft::service::{self, Parts, Paths};
+use undercroft_vmm::probe::{Verdict, probe};
+
+use super::perform::say;
+
+/// Less than this is little for a distribution, in bytes.
+const LITTLE: u64 = 4 << 30;
+
+/// How something is.
+enum Finding {
+    Good(String),
+    /// It works without, and something does not.
+    Lacks(String),
+    Bad(String),
+}
+
+/// Looks at everything; the status is 1 if undercroft cannot work here.
+pub(super) fn doctor() -> anyhow::Result<u8> {
+    let paths = Paths::of_user()?;
+    let findings = [
+        ("KVM", kvm()),
+        ("parts", parts(&paths)),
+        ("disks", program("mke2fs", "e2fsprogs", "disks are made by it", true)),
+        ("space", space(&paths.data)),
+        (
+            "network",
+            program("passt", "passt", "without it distributions have no network but their own", false),
+        ),
+        ("host folders", virtiofsd()),
+    ];
+    let mut text = String::new();
+    let mut status = 0;
+    for (what, finding) in findings {
+        let (mark, said) = match finding {
+            Finding::Good(said) => ("ok     ", said),
+            Finding::Lacks(said) => ("without", said),
+            Finding::Bad(said) => {
+                status = 1;
+                ("BAD    ", said)
+            }
+        };
+        text.push_str(&format!("{mark}  {what:<13} {said}\n"));
+    }
+    say(&text)?;
+    Ok(status)
+}
+
+fn kvm() -> Finding {
+    match probe() {
+        Verdict::Hardware => Finding::Good(Verdict::Hardware.to_string()),
+        verdict => Finding::Bad(verdict.to_string()),
+    }
+}
+
+fn parts(paths: &Paths) -> Finding {
+    match Parts::find(&service::settings(paths)) {
+        Ok(parts) => Finding::Good(format!("kernel {}, VMM {}", parts.kernel.release, parts.vmm.display())),
+        Err(error) => Finding::Bad(undercroft::error::chain(&error)),
+    }
+}
+
+/// Where a program is, in PATH or where only root has it.
+fn which(name: &str, besides: &[&str]) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let folders = std::env::split_paths(&path).chain(besides.iter().map(PathBuf::from));
+    folders.map(|folder| folder.join(name)).find(|path| path.is_file())
+}
+
+fn program(name: &str, package: &str, why: &str, needed: bool) -> Finding {
+    match which(name, &["/usr/sbin", "/sbin"]) {
+        Some(path) => Finding::Good(path.display().to_string()),
+        None => {
+            let said = format!("{name} is not installed: {why} (Debian package {package})");
+            if needed { Finding::Bad(said) } else { Finding::Lacks(said) }
+        }
+    }
+}
+
+fn virtiofsd() -> Finding {
+    match which("virtiofsd", &["/usr/libexec", "/usr/lib/qemu", "/usr/lib"]) {
+        Some(path) => Finding::Good(path.display().to_string()),
+        None => Finding::Lacks(
+            "virtiofsd is not installed: folders of the host cannot be shared (Debian package virtiofsd, or qemu-system-common)".into(),
+        ),
+    }
+}
+
+fn space(folder: &Path) -> Finding {
+    let there = folder.ancestors().find(|folder| folder.exists()).unwrap_or(Path::new("/"));
+    match rustix::fs::statvfs(there) {
+        Ok(about) => {
+            let free = about.f_bavail.saturating_mul(about.f_frsize);
+            let said = format!("{} free in {}", super::show::size(free), folder.display());
+            if free < LITTLE { Finding::Lacks(said + ": make room there") } else { Finding::Good(said) }
+        }
+        Err(error) => Finding::Bad(format!("{}: {error}", there.display())),
+    }
+}
