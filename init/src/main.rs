@@ -1,14 +1,16 @@
 //! PID 1 of one distribution, or the companion of systemd, which is PID 1 then.
 //!
 //! mini-init executes it as `/init` in the distribution's own root and namespaces, with the launch on a descriptor. It
-//! mounts what is the distribution's own ([`mounts`]), reads /etc/wsl.conf ([`configuration`]), gives place to systemd if
-//! it is to ([`systemd`]), connects to the host and serves sessions ([`server`]), each through a relay ([`relay`]).
+//! mounts what is the distribution's own ([`mounts`]), reads /etc/wsl.conf (the crate undercroft-config), gives place to
+//! systemd if it is to ([`systemd`]), connects to the host and serves sessions ([`server`]), each through a relay
+//! ([`relay`]).
 
-mod configuration;
 mod copy;
+mod fstab;
 mod log;
 mod mounts;
 mod network_files;
+mod output;
 mod process;
 mod program;
 mod relay;
@@ -17,12 +19,12 @@ mod systemd;
 mod terminal;
 mod users;
 
-use std::{fs, os::fd::AsFd, process::ExitCode};
+use std::{fs, os::fd::AsFd, path::Path, process::ExitCode};
 
+use undercroft_config::{DistributionConfig, Settings, keys::DISTRIBUTION};
 use undercroft_guest::{clock, host};
 use undercroft_protocol::{Opening, command::Launch, read_frame, session::InitEvent};
 
-use configuration::Configuration;
 use server::{About, Server};
 
 /// The distribution's own configuration.
@@ -50,9 +52,9 @@ fn run(first: undercroft_protocol::opening::Mark) -> Result<(), String> {
     let signals = server::signals().map_err(|e| format!("taking signals: {e}"))?;
     mounts::all(&mut warnings).map_err(|e| e.to_string())?;
     marks.push(clock::mark("init: file systems mounted"));
-    let mut found = Vec::new();
-    let configuration = configuration::read(CONFIGURATION, &mut found);
-    found.into_iter().for_each(|warning| warnings.add(warning));
+    let settings = Settings::read(&DISTRIBUTION, Path::new(CONFIGURATION));
+    settings.warnings.iter().for_each(|warning| warnings.add(warning.to_string()));
+    let configuration = DistributionConfig::new(&settings);
     let hostname = configuration.hostname.clone().unwrap_or_else(|| launch.hostname.clone());
     network_files::prepare(&hostname, &configuration, &mut warnings);
     // From here on this may be another process: PID 2.
@@ -64,6 +66,10 @@ fn run(first: undercroft_protocol::opening::Mark) -> Result<(), String> {
         marks.push(clock::mark("init: systemd started"));
         readiness.wait(configuration.init_timeout, host.as_fd(), &mut warnings);
     }
+    // systemd makes units of them.
+    if configuration.mount_fs_tab && !systemd {
+        fstab::mount_all(&mut warnings);
+    }
     boot_command(&configuration, &mut warnings);
     let about = About { launch, configuration, hostname, language: language(), systemd };
     let mut server = Server::new(host, signals, about).map_err(|e| e.to_string())?;
@@ -74,7 +80,7 @@ fn run(first: undercroft_protocol::opening::Mark) -> Result<(), String> {
 
 /// Lets systemd be PID 1 if the configuration says so, and goes on as its companion, with what that has to wait for.
 fn give_place(
-    configuration: &Configuration,
+    configuration: &DistributionConfig,
     signals: &nix::sys::signalfd::SignalFd,
     warnings: &mut log::Warnings,
 ) -> Option<systemd::Readiness> {
@@ -99,7 +105,7 @@ fn launch() -> Result<Launch, String> {
 }
 
 /// Starts `boot.command`, and does not wait for it.
-fn boot_command(configuration: &Configuration, warnings: &mut log::Warnings) {
+fn boot_command(configuration: &DistributionConfig, warnings: &mut log::Warnings) {
     use std::process::{Command, Stdio};
     let Some(line) = &configuration.command else { return };
     let mut command = Command::new("/bin/sh");

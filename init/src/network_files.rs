@@ -2,10 +2,12 @@
 
 use std::{fs, io, path::Path};
 
-use crate::{configuration::Configuration, log::Warnings};
+use undercroft_config::DistributionConfig;
+
+use crate::log::Warnings;
 
 /// Sets the host name, and writes /etc/hostname and /etc/hosts as the configuration says.
-pub(crate) fn prepare(hostname: &str, configuration: &Configuration, warnings: &mut Warnings) {
+pub(crate) fn prepare(hostname: &str, configuration: &DistributionConfig, warnings: &mut Warnings) {
     warnings.take(&format!("setting the host name {hostname:?}"), nix::unistd::sethostname(hostname));
     if Path::new("/etc").is_dir() {
         warnings.take("writing /etc/hostname", replace("/etc/hostname", &format!("{hostname}\n")));

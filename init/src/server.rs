@@ -16,6 +16,7 @@ use nix::{
     },
     unistd::{ForkResult, Pid},
 };
+use undercroft_config::DistributionConfig;
 use undercroft_guest::{
     channel::Channel,
     process::{Reaped, fork, reap},
@@ -25,7 +26,7 @@ use undercroft_protocol::{
     session::{Exec, ExitStatus, InitEvent, InitRequest, StartError},
 };
 
-use crate::{configuration::Configuration, log, process, relay};
+use crate::{log, process, relay};
 
 /// The grace time if whoever sent SIGTERM named none.
 const GRACE: Duration = Duration::from_secs(5);
@@ -38,7 +39,7 @@ pub(crate) struct About {
     /// The launch.
     pub(crate) launch: Launch,
     /// /etc/wsl.conf.
-    pub(crate) configuration: Configuration,
+    pub(crate) configuration: DistributionConfig,
     /// The host name that was set.
     pub(crate) hostname: String,
     /// LANG.

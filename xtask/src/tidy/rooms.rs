@@ -8,16 +8,21 @@ use super::Tree;
 /// Who may use what of ours. `docs/architecture.md` says why.
 const ROOMS: &[(&str, &[&str])] = &[
     ("undercroft-protocol", &[]),
+    ("undercroft-config", &[]),
     ("undercroft-vmm", &[]),
     ("undercroft-kernel-config", &[]),
     ("undercroft-guest", &["undercroft-protocol"]),
     ("undercroft-mini-init", &["undercroft-protocol", "undercroft-guest"]),
-    ("undercroft-init", &["undercroft-protocol", "undercroft-guest"]),
-    ("undercroft", &["undercroft-protocol", "undercroft-vmm", "undercroft-kernel-config"]),
+    ("undercroft-init", &["undercroft-protocol", "undercroft-guest", "undercroft-config"]),
+    (
+        "undercroft",
+        &["undercroft-protocol", "undercroft-vmm", "undercroft-kernel-config", "undercroft-config"],
+    ),
     (
         "undercroft-harness",
         &[
             "undercroft-protocol",
+            "undercroft-config",
             "undercroft-vmm",
             "undercroft-kernel-config",
             "undercroft-mini-init",
