@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use undercroft::service::{self, Parts, Paths};
+use undercroft::service::{Parts, Paths, Settings};
 use undercroft_vmm::probe::{Verdict, probe};
 
 use super::perform::say;
@@ -57,7 +57,7 @@ fn kvm() -> Finding {
 }
 
 fn parts(paths: &Paths) -> Finding {
-    match Parts::find(&service::settings(paths)) {
+    match Parts::find(Settings::read(paths).host.kernel.as_deref()) {
         Ok(parts) => Finding::Good(format!("kernel {}, VMM {}", parts.kernel.release, parts.vmm.display())),
         Err(error) => Finding::Bad(undercroft::error::chain(&error)),
     }

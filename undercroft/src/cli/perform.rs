@@ -10,7 +10,7 @@ use std::{
 
 use anyhow::{Context, bail};
 use undercroft::service::{
-    self, Client, Parts, Settings,
+    self, Client, Parts, Paths, Settings,
     wire::{Answer, Doing, Import, Listed, Request, Status},
 };
 
@@ -23,7 +23,7 @@ use super::{
 /// Carries it out; gives the exit status.
 pub(super) fn perform(action: Action) -> anyhow::Result<u8> {
     match action {
-        Action::Serve => service::serve(service::settings(&service::Paths::of_user()?))?,
+        Action::Serve => service::serve(Paths::of_user()?)?,
         Action::Run(run) => return run::run(run),
         Action::List { style, running } => return list(style, running),
         Action::Status { json: true, .. } => say(&show::json(&status()?))?,
@@ -170,7 +170,8 @@ fn import(name: String, archive: &Path, flat: bool, size: Option<u64>) -> anyhow
 
 fn version(style: Style) -> String {
     let own = env!("CARGO_PKG_VERSION");
-    let kernel = Parts::find(&Settings::default()).map(|parts| parts.kernel.release);
+    let own_kernel = Paths::of_user().ok().and_then(|paths| Settings::read(&paths).host.kernel);
+    let kernel = Parts::find(own_kernel.as_deref()).map(|parts| parts.kernel.release);
     match style {
         Style::Json => show::json(&serde_json::json!({ "undercroft": own, "kernel": kernel.ok() })),
         _ => {

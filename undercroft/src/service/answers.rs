@@ -74,8 +74,8 @@ impl Service {
         Some(Vm {
             pid,
             kernel: on.machine.hello().kernel.clone(),
-            cpus: self.settings.cpus,
-            memory: self.settings.memory_mib << 20,
+            cpus: self.settings().cpus(),
+            memory: self.settings().memory_mib() << 20,
             resident: resident(pid),
             up: on.since.elapsed().as_secs(),
             why: self.why_machine(state),

@@ -55,16 +55,16 @@ impl Service {
     }
 
     fn start_machine(&self) -> Result<Arc<Machine>> {
-        let parts = Parts::find(&self.settings)?;
+        let parts = Parts::find(self.settings().host.kernel.as_deref())?;
         match probe() {
             Verdict::Hardware => {}
             verdict => return Err(ServiceError::NoKvm(verdict.to_string()).into()),
         }
-        let settings = &self.settings;
-        let mut config = machine_config(&parts.kernel, settings.cpus, settings.memory_mib);
+        let settings = self.settings();
+        let mut config = machine_config(&parts.kernel, settings.cpus(), settings.memory_mib());
         config.initramfs = Some(parts.initramfs(&self.paths)?);
-        if !settings.command_line.is_empty() {
-            config.command_line = format!("{} {}", config.command_line, settings.command_line);
+        if let Some(more) = &settings.host.kernel_command_line {
+            config.command_line = format!("{} {more}", config.command_line);
         }
         let console = self.paths.console();
         rotate(&console);
@@ -110,7 +110,7 @@ impl Service {
                 }
             }
         };
-        let grace = if force { Duration::ZERO } else { GRACE * self.settings.patience.clamp(1, 4) };
+        let grace = if force { Duration::ZERO } else { GRACE * self.settings().patience.clamp(1, 4) };
         let end = machine.power_off(grace);
         let mut complaints = end.complaints;
         if end.forced {

@@ -9,7 +9,6 @@ use std::{
 };
 
 use super::{
-    settings::Settings,
     state::{Entry, Host, Service, State},
     wire::Doing,
 };
@@ -24,6 +23,13 @@ enum Next {
     StopMachine,
     Leave,
     Wait(Option<Duration>),
+}
+
+/// How long something runs on that nobody uses; `None` for ever.
+#[derive(Debug, Clone, Copy)]
+struct Times {
+    instance: Option<Duration>,
+    vm: Option<Duration>,
 }
 
 /// What keeps something.
@@ -42,34 +48,35 @@ fn rest(since: Instant, limit: Option<Duration>, now: Instant) -> Stay {
     }
 }
 
-fn distribution(entry: &Entry, settings: &Settings, now: Instant) -> Stay {
+fn distribution(entry: &Entry, times: Times, now: Instant) -> Stay {
     match (entry.doing, entry.sessions) {
-        (Doing::Running, 0) => rest(entry.idle, settings.instance_idle, now),
+        (Doing::Running, 0) if entry.keep => Stay::For("it is to be kept alive"),
+        (Doing::Running, 0) => rest(entry.idle, times.instance, now),
         (Doing::Running, _) => Stay::For("sessions"),
         _ => Stay::For("it is busy"),
     }
 }
 
-fn machine(state: &State, settings: &Settings, now: Instant) -> Stay {
+fn machine(state: &State, times: Times, now: Instant) -> Stay {
     if state.distributions.is_empty() {
-        rest(state.unused, settings.vm_idle, now)
+        rest(state.unused, times.vm, now)
     } else {
         Stay::For("distributions")
     }
 }
 
-fn next(state: &State, settings: &Settings, now: Instant) -> Next {
+fn next(state: &State, times: Times, now: Instant) -> Next {
     let mut soonest = None;
     let mut wait = |rest: Duration| soonest = Some(soonest.map_or(rest, |other: Duration| other.min(rest)));
     for entry in state.distributions.values() {
-        match distribution(entry, settings, now) {
+        match distribution(entry, times, now) {
             Stay::Rest(Duration::ZERO) => return Next::StopDistribution(entry.name.clone()),
             Stay::Rest(rest) => wait(rest),
             Stay::For(_) => {}
         }
     }
     match &state.host {
-        Host::On(_) => match machine(state, settings, now) {
+        Host::On(_) => match machine(state, times, now) {
             Stay::Rest(Duration::ZERO) => return Next::StopMachine,
             Stay::Rest(rest) => wait(rest),
             Stay::For(_) => {}
@@ -87,11 +94,16 @@ fn next(state: &State, settings: &Settings, now: Instant) -> Next {
 }
 
 impl Service {
+    fn times(&self) -> Times {
+        let host = &self.settings().host;
+        Times { instance: host.instance_idle_timeout, vm: host.vm_idle_timeout }
+    }
+
     /// Stops what is idle until nothing is left to serve.
     pub(super) fn stop_the_idle(self: &Arc<Self>) {
         loop {
             let mut state = self.lock();
-            match next(&state, &self.settings, Instant::now()) {
+            match next(&state, self.times(), Instant::now()) {
                 Next::StopDistribution(name) => {
                     drop(state);
                     if let Err(error) = self.stop_distribution(&name, "it is idle") {
@@ -116,7 +128,7 @@ impl Service {
 
     /// Why a distribution still runs, or when it will stop.
     pub(super) fn why(&self, entry: &Entry) -> String {
-        match distribution(entry, &self.settings, Instant::now()) {
+        match distribution(entry, self.times(), Instant::now()) {
             Stay::For("sessions") if entry.sessions == 1 => "1 session".into(),
             Stay::For("sessions") => format!("{} sessions", entry.sessions),
             Stay::For(reason) => reason.into(),
@@ -126,7 +138,7 @@ impl Service {
 
     /// Why the machine still runs, or when it will stop.
     pub(super) fn why_machine(&self, state: &State) -> String {
-        match machine(state, &self.settings, Instant::now()) {
+        match machine(state, self.times(), Instant::now()) {
             Stay::For("distributions") => match state.distributions.len() {
                 1 => "1 distribution".into(),
                 n => format!("{n} distributions"),
@@ -149,10 +161,12 @@ mod tests {
 
     use super::*;
 
+    const TIMES: Times = Times { instance: Some(Duration::from_secs(15)), vm: Some(Duration::from_secs(60)) };
+
     fn state(now: Instant, entries: &[(&str, Doing, u32, u64)]) -> State {
         let entries = entries.iter().map(|&(name, doing, sessions, idle)| {
             let idle = now - Duration::from_secs(idle);
-            (name.to_owned(), Entry { name: name.into(), doing, live: None, sessions, idle })
+            (name.to_owned(), Entry { name: name.into(), doing, live: None, sessions, idle, keep: false })
         });
         State {
             host: Host::Off,
@@ -167,28 +181,28 @@ mod tests {
     #[test]
     fn the_idle_stop_and_nobody_else() {
         let now = Instant::now() + Duration::from_secs(1000);
-        let settings = Settings::default();
+        let times = TIMES;
         let busy =
             [("a", Doing::Running, 1, 99), ("b", Doing::Running, 0, 5), ("c", Doing::Exporting, 0, 99)];
-        assert_eq!(next(&state(now, &busy), &settings, now), Next::Wait(Some(Duration::from_secs(10))));
+        assert_eq!(next(&state(now, &busy), times, now), Next::Wait(Some(Duration::from_secs(10))));
         let idle = [("a", Doing::Running, 1, 99), ("b", Doing::Running, 0, 15)];
-        assert_eq!(next(&state(now, &idle), &settings, now), Next::StopDistribution("b".into()));
-        let never = Settings { instance_idle: None, ..settings };
-        assert_eq!(next(&state(now, &idle), &never, now), Next::Wait(None));
+        assert_eq!(next(&state(now, &idle), times, now), Next::StopDistribution("b".into()));
+        let never = Times { instance: None, ..times };
+        assert_eq!(next(&state(now, &idle), never, now), Next::Wait(None));
     }
 
     #[test]
     fn the_service_leaves_when_nobody_needs_it() {
         let now = Instant::now() + Duration::from_secs(1000);
-        let settings = Settings::default();
+        let times = TIMES;
         let mut quiet = state(now, &[]);
-        assert_eq!(next(&quiet, &settings, now), Next::Wait(Some(LINGER)));
+        assert_eq!(next(&quiet, times, now), Next::Wait(Some(LINGER)));
         quiet.unused = now - LINGER;
-        assert_eq!(next(&quiet, &settings, now), Next::Leave);
+        assert_eq!(next(&quiet, times, now), Next::Leave);
         quiet.clients = 1;
-        assert_eq!(next(&quiet, &settings, now), Next::Wait(None));
+        assert_eq!(next(&quiet, times, now), Next::Wait(None));
         quiet.host = Host::Starting;
-        assert_eq!(next(&quiet, &settings, now), Next::Wait(None));
+        assert_eq!(next(&quiet, times, now), Next::Wait(None));
     }
 
     #[test]

@@ -101,8 +101,8 @@ impl Service {
         let what = format!("importing {name}");
         let mut unpacker =
             machine.unpacker(|progress| reporter.progress(&what, progress.read, progress.total));
-        let size = import.size.unwrap_or(self.settings.disk_size);
-        let made = if import.flat {
+        let size = import.size.unwrap_or(self.settings().host.default_disk_size);
+        let made = if import.flat || self.settings().of(name).flat_root {
             self.store.create_flat(name, &file, size, &mut unpacker).map(|(_, imported)| Some(imported))
         } else {
             self.store.import_base(&file, &mut unpacker).and_then(|(base, imported)| {

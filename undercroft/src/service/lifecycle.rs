@@ -12,7 +12,7 @@ use super::{
     wire::Doing,
 };
 use crate::{
-    LaunchOptions,
+    LaunchOptions, Limits,
     error::{Error, Result, describe},
     guest::spawn,
     store::StoreError,
@@ -104,11 +104,13 @@ impl Service {
         let _ = state.begin(name, Doing::Starting);
         drop(state);
         let launched = self.launch(name);
+        let keep = self.settings().of(name).keep_alive.unwrap_or_default();
         self.update(|state| match (&launched, state.entry(name)) {
             (Ok(live), Some(entry)) => {
                 entry.doing = Doing::Running;
                 entry.live = Some(live.clone());
                 entry.sessions = 1;
+                entry.keep = keep;
             }
             _ => state.end(name),
         });
@@ -123,8 +125,18 @@ impl Service {
         let held = self.store.hold(name)?;
         let machine = self.machine()?;
         let attached = machine.attach(held).map_err(|error| explained(&machine, error))?;
-        let options =
-            LaunchOptions { hostname: hostname(name), ..LaunchOptions::new(name, attached.root().clone()) };
+        let of = self.settings().of(name);
+        let options = LaunchOptions {
+            hostname: hostname(name),
+            own_users: !of.shared_users,
+            limits: Limits {
+                memory: of.memory,
+                cpu_milli: of.cpu_milli,
+                pids: of.processes,
+                io_bytes: of.disk_bandwidth,
+            },
+            ..LaunchOptions::new(name, attached.root().clone())
+        };
         match machine.launch(&options) {
             Ok(distribution) => {
                 for warning in machine.warnings() {
@@ -189,7 +201,7 @@ impl Service {
             }
         };
         eprintln!("stopping {name}: {reason}");
-        let stopped = live.distribution.terminate(GRACE * self.settings.patience.clamp(1, 4));
+        let stopped = live.distribution.terminate(GRACE * self.settings().patience.clamp(1, 4));
         let complaints = match stopped {
             Ok(complaints) => complaints,
             // It has ended by itself, or with its machine.

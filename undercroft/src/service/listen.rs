@@ -34,7 +34,7 @@ use crate::{
 pub(super) const READY: &str = "ready";
 
 /// Serves this user until nobody needs it. Standard output says `ready` or why not, in one line, and is closed then.
-pub fn serve(settings: Settings) -> Result<()> {
+pub fn serve(paths: Paths) -> Result<()> {
     let mut told = false;
     let say = |line: &str| {
         let mut stdout = io::stdout();
@@ -44,7 +44,7 @@ pub fn serve(settings: Settings) -> Result<()> {
         let null = File::options().write(true).open("/dev/null")?;
         rustix::stdio::dup2_stdout(&null).map_err(io::Error::from)
     };
-    let served = serve_with(settings, || {
+    let served = serve_with(paths, || {
         told = true;
         say(READY)
     });
@@ -57,8 +57,7 @@ pub fn serve(settings: Settings) -> Result<()> {
     served
 }
 
-fn serve_with(settings: Settings, ready: impl FnOnce() -> io::Result<()>) -> Result<()> {
-    let paths = Paths::of_user()?;
+fn serve_with(paths: Paths, ready: impl FnOnce() -> io::Result<()>) -> Result<()> {
     paths.make()?;
     let lock = File::options().create(true).truncate(false).write(true).open(paths.lock());
     let lock = lock.map_err(|source| Error::File { what: "open", path: paths.lock(), source })?;
@@ -67,6 +66,7 @@ fn serve_with(settings: Settings, ready: impl FnOnce() -> io::Result<()>) -> Res
     }
     // For who must name it.
     let _ = lock.set_len(0).and_then(|()| writeln!(&lock, "{}", std::process::id()));
+    let settings = Settings::read(&paths);
     let service = Arc::new(Service::new(paths, settings)?);
     let (listener, given) = listener(&service.paths)?;
     let failed = |what| move |source| Error::System { what, source };
@@ -131,6 +131,7 @@ fn leave(paths: &Paths, given: bool) -> ! {
 
 impl Service {
     fn client(self: &Arc<Self>, mut stream: &UnixStream) {
+        self.refresh();
         let closing = self.update(|state| {
             state.clients += 1;
             state.closing

@@ -36,4 +36,4 @@ pub use error::ServiceError;
 pub use listen::serve;
 pub use parts::{PARTS, Parts};
 pub use paths::Paths;
-pub use settings::{PATIENCE, Settings, settings};
+pub use settings::{PATIENCE, Settings};

@@ -10,7 +10,7 @@ use std::{
 
 use undercroft_kernel_config::{self as kernel_config, Kernel, Kind, initramfs};
 
-use super::{error::ServiceError, paths::Paths, settings::Settings};
+use super::{error::ServiceError, paths::Paths};
 use crate::error::{Error, Result};
 
 /// Names the folder of the parts.
@@ -30,8 +30,8 @@ pub struct Parts {
 }
 
 impl Parts {
-    /// Looks for them.
-    pub fn find(settings: &Settings) -> Result<Self> {
+    /// Looks for them; `kernel` is one of the user's own.
+    pub fn find(kernel: Option<&Path>) -> Result<Self> {
         let folders = folders();
         let find = |what, name: &str| {
             let looked: Vec<_> = folders.iter().map(|folder| folder.join(name)).collect();
@@ -40,7 +40,7 @@ impl Parts {
                 None => Err(ServiceError::Missing { what, looked }),
             }
         };
-        let kernel = match &settings.kernel {
+        let kernel = match kernel {
             Some(path) => kernel_config::given(path).map_err(other)?,
             None => match find("the kernel", "kernel/manifest.json") {
                 Ok(manifest) => Kernel::load(manifest.parent().unwrap_or(&manifest)).map_err(other)?,

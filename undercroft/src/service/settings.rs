@@ -1,64 +1,95 @@
-//! What the host's configuration means for the service.
+//! What the host's configuration means for the service: `.wslconfig`, read anew when it has changed.
 
-use std::{path::PathBuf, time::Duration};
+use std::{
+    path::Path,
+    sync::{Arc, Mutex, PoisonError},
+    time::SystemTime,
+};
+
+use undercroft_config::{self as config, DistributionSettings, HostConfig, HostFacts, Restart, keys::HOST};
 
 use super::paths::Paths;
-use crate::disk;
 
 /// How many times longer than on hardware things may take: for machines made in software.
 pub const PATIENCE: &str = "UNDERCROFT_PATIENCE";
 
-/// The settings that the service acts by.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// One reading of the file.
+#[derive(Debug, Clone)]
 pub struct Settings {
-    /// MiB of memory that the machine may grow to.
-    pub memory_mib: u64,
-    /// Virtual CPUs.
-    pub cpus: u8,
-    /// A kernel of the user's own.
-    pub kernel: Option<PathBuf>,
-    /// What is added to the kernel's command line.
-    pub command_line: String,
-    /// How long a distribution runs on after its last session; `None` for ever.
-    pub instance_idle: Option<Duration>,
-    /// How long the machine runs on after its last distribution; `None` for ever.
-    pub vm_idle: Option<Duration>,
-    /// Bytes of a new distribution's own disk.
-    pub disk_size: u64,
+    /// What it says, defaults filled in.
+    pub host: HostConfig,
+    /// Line by line.
+    pub file: config::Settings,
+    /// What the defaults depend on.
+    pub facts: HostFacts,
     /// How many times longer than on hardware things may take.
     pub patience: u32,
 }
 
-impl Default for Settings {
-    /// What holds on this host without any configuration.
-    fn default() -> Self {
-        let cpus = std::thread::available_parallelism().map_or(1, usize::from).min(64);
-        Self {
-            memory_mib: (host_memory_mib() / 2).max(256),
-            cpus: cpus as u8,
-            kernel: None,
-            command_line: String::new(),
-            instance_idle: Some(Duration::from_millis(15_000)),
-            vm_idle: Some(Duration::from_millis(60_000)),
-            disk_size: disk::DEFAULT_SIZE,
-            patience: 1,
+impl Settings {
+    /// This user's, as they are now.
+    pub fn read(paths: &Paths) -> Self {
+        let facts = HostFacts::of_this_host();
+        let file = config::Settings::read(&HOST, &paths.configuration);
+        let patience = std::env::var(PATIENCE).ok().and_then(|text| text.parse().ok()).unwrap_or(1);
+        Self { host: HostConfig::new(&file, &facts), file, facts, patience }
+    }
+
+    /// What holds for one distribution.
+    pub fn of(&self, name: &str) -> DistributionSettings {
+        DistributionSettings::new(&self.file, &self.facts, name)
+    }
+
+    /// MiB of memory that the machine may grow to.
+    pub fn memory_mib(&self) -> u64 {
+        (self.host.memory >> 20).max(256)
+    }
+
+    /// Virtual CPUs: as many as the VMM can give.
+    pub fn cpus(&self) -> u8 {
+        self.host.processors.clamp(1, 64) as u8
+    }
+}
+
+/// The settings, and when their file was last changed.
+#[derive(Debug)]
+pub(super) struct Current(Mutex<(Option<SystemTime>, Arc<Settings>)>);
+
+impl Current {
+    pub(super) fn new(settings: Settings, path: &Path) -> Self {
+        Self(Mutex::new((changed(path), Arc::new(settings))))
+    }
+
+    pub(super) fn get(&self) -> Arc<Settings> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).1.clone()
+    }
+
+    /// Looks whether the file has changed; tells what that means, a line each.
+    pub(super) fn refresh(&self, paths: &Paths) -> Vec<String> {
+        let now = changed(&paths.configuration);
+        let mut current = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if current.0 == now {
+            return Vec::new();
         }
+        let new = Settings::read(paths);
+        let mut lines: Vec<_> = new.file.warnings.iter().map(ToString::to_string).collect();
+        for change in config::changed(&current.1.file, &new.file, &new.facts) {
+            let name = change.key.full_name();
+            match change.restart(None) {
+                Restart::Nothing => {}
+                Restart::Distribution(of) => {
+                    lines.push(format!("{name} of {of} has changed: it acts when {of} is started next"));
+                }
+                Restart::Machine => lines.push(format!(
+                    "{name} has changed: it acts when the virtual machine is started next (`undercroft shutdown` stops it)"
+                )),
+            }
+        }
+        *current = (now, Arc::new(new));
+        lines
     }
 }
 
-/// This user's settings.
-pub fn settings(_paths: &Paths) -> Settings {
-    let mut settings = Settings::default();
-    if let Some(patience) = std::env::var(PATIENCE).ok().and_then(|text| text.parse().ok()) {
-        settings.patience = patience;
-    }
-    settings
-}
-
-/// MiB of memory that this host has (proc(5), /proc/meminfo, MemTotal); 2048 where it does not say.
-fn host_memory_mib() -> u64 {
-    let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
-    let line = text.lines().find_map(|line| line.strip_prefix("MemTotal:"));
-    let kib = line.and_then(|line| line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok());
-    kib.map_or(2048, |kib| kib / 1024)
+fn changed(path: &Path) -> Option<SystemTime> {
+    path.metadata().and_then(|about| about.modified()).ok()
 }

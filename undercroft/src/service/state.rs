@@ -6,7 +6,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{paths::Paths, settings::Settings, wire::Doing};
+use super::{
+    paths::Paths,
+    settings::{Current, Settings},
+    wire::Doing,
+};
 use crate::{Distribution, Machine, Store, error::Result, store::Attached};
 
 /// Notes that are kept for `status`.
@@ -16,7 +20,7 @@ const NOTES: usize = 50;
 #[derive(Debug)]
 pub(super) struct Service {
     pub(super) paths: Paths,
-    pub(super) settings: Settings,
+    settings: Current,
     pub(super) store: Store,
     state: Mutex<State>,
     changed: Condvar,
@@ -64,6 +68,8 @@ pub(super) struct Entry {
     pub(super) sessions: u32,
     /// Since when there is none.
     pub(super) idle: Instant,
+    /// It does not stop for idleness.
+    pub(super) keep: bool,
 }
 
 /// A distribution that was launched.
@@ -77,7 +83,9 @@ pub(super) struct Live {
 impl Service {
     pub(super) fn new(paths: Paths, settings: Settings) -> Result<Self> {
         let store = Store::open(&paths.data)?;
-        let notes = store.cleared().iter().map(ToString::to_string).collect();
+        let cleared = store.cleared().iter().map(ToString::to_string);
+        let notes = cleared.chain(settings.file.warnings.iter().map(ToString::to_string)).collect();
+        let settings = Current::new(settings, &paths.configuration);
         let state = State {
             host: Host::Off,
             distributions: BTreeMap::new(),
@@ -87,6 +95,20 @@ impl Service {
             closing: false,
         };
         Ok(Self { paths, settings, store, state: Mutex::new(state), changed: Condvar::new() })
+    }
+
+    /// The settings as they are.
+    pub(super) fn settings(&self) -> Arc<Settings> {
+        self.settings.get()
+    }
+
+    /// Looks whether the configuration has changed; notes what that means.
+    pub(super) fn refresh(&self) {
+        for line in self.settings.refresh(&self.paths) {
+            self.note(line);
+        }
+        // Idle times may be others now.
+        self.changed.notify_all();
     }
 
     /// The state as it is. Every change is whole before anything can panic.
@@ -127,7 +149,7 @@ impl Service {
 
     /// How long something may take that takes so many seconds on hardware.
     pub(super) fn limit(&self, seconds: u64) -> Duration {
-        Duration::from_secs(seconds * u64::from(self.settings.patience.max(1)))
+        Duration::from_secs(seconds * u64::from(self.settings().patience.max(1)))
     }
 }
 
@@ -141,7 +163,14 @@ impl State {
         match self.entry(name) {
             Some(entry) => Err(entry.doing),
             None => {
-                let entry = Entry { name: name.into(), doing, live: None, sessions: 0, idle: Instant::now() };
+                let entry = Entry {
+                    name: name.into(),
+                    doing,
+                    live: None,
+                    sessions: 0,
+                    idle: Instant::now(),
+                    keep: false,
+                };
                 self.distributions.insert(name.to_ascii_lowercase(), entry);
                 Ok(())
             }
