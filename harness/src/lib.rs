@@ -5,5 +5,6 @@ pub mod console;
 pub mod guest;
 pub mod lab;
 pub mod outcome;
+pub mod product;
 pub mod suite;
 pub mod vm;

@@ -28,6 +28,8 @@ pub struct Suite {
     pub guest: guest::Guest,
     /// The `undercroft-vmm` binary.
     pub vmm: PathBuf,
+    /// The `undercroft` binary.
+    pub product: PathBuf,
     /// A busybox distribution, as a tar.
     pub busybox: PathBuf,
     /// A Debian 12, as a tar. It has systemd, and does not ask for it.

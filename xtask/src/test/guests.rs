@@ -87,6 +87,7 @@ fn prepare() -> anyhow::Result<Suite> {
         tuned: kernel::ensure_tuned()?,
         guest,
         vmm: boot::programs::vmm()?,
+        product: boot::programs::product()?,
         busybox,
         debian: boot::debian::archive(&cache, "bookworm")?,
         debian13: boot::debian::archive(&cache, "trixie")?,

@@ -1,0 +1,185 @@
+//! The product through its command line: a day with it, and what may befall it.
+
+use std::{
+    fs::File,
+    process::{Command, Stdio},
+};
+
+use undercroft_harness::{
+    archive::{Archive, Meta},
+    outcome::Outcome,
+    product::Product,
+    vm::{Kernel, guest_test},
+};
+
+/// Short times, so that a test sees the end of them.
+const SHORT: &str =
+    "memory=512MB\nprocessors=1\nswap=0\nvmIdleTimeout=4000\n[general]\ninstanceIdleTimeout=4000\n";
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).trim_end().to_owned()
+}
+
+/// Install, run, list, idle, stop, come back, remove.
+#[test]
+fn a_day_with_it() -> Outcome {
+    guest_test(|suite| {
+        let one = Product::new(suite, Kernel::Tuned, SHORT)?;
+        let archive = suite.busybox.display().to_string();
+
+        // Before there is anything, nothing is started to say so.
+        assert!(text(&one.try_say("list")?.stderr).contains("there is no distribution yet"));
+        assert_eq!(one.try_say("run")?.status.code(), Some(125));
+        assert_eq!(one.say("vms")?, "no virtual machine runs");
+
+        one.say(&format!("import first {archive}"))?;
+        // A second one of the same archive, by a pipe: nothing is unpacked.
+        let piped = one.command(["import", "second", "-"]).stdin(File::open(&suite.busybox)?).output()?;
+        assert!(piped.status.success(), "{}", text(&piped.stderr));
+        assert!(text(&piped.stderr).contains("nothing to unpack"), "{}", text(&piped.stderr));
+        let taken = one.try_say(&format!("import FIRST {archive}"))?;
+        assert_eq!(taken.status.code(), Some(125), "names differ in more than case");
+
+        // Both grammars, streams and statuses.
+        assert_eq!(one.say("run first echo hello")?, "hello");
+        assert_eq!(one.say("-d second -e hostname")?, "second");
+        assert_eq!(one.try_say("run first sh -c exit\\ 7")?.status.code(), Some(127), "words are words");
+        assert_eq!(one.command(["run", "first", "sh", "-c", "exit 7"]).status()?.code(), Some(7));
+        assert_eq!(one.command(["run", "first", "sh", "-c", "kill -9 $$"]).status()?.code(), Some(137));
+        assert_eq!(one.try_say("run first nothing-of-this-name")?.status.code(), Some(127));
+        assert_eq!(text(&one.feed("run first wc -c", b"four\n")?.stdout), "5");
+        assert_eq!(one.say("run -s first echo $((6*7))")?, "42");
+        assert_eq!(one.say("--cd /etc -- pwd")?, "/etc");
+        let (kernel, version) = (one.say("run first uname -r")?, one.say("--version")?);
+        assert!(version.contains(&kernel), "{kernel} is not in {version}");
+        one.sh("first", "echo stays > /kept; sync")?;
+
+        // One virtual machine, whatever runs in it; who is there and why.
+        let mut inside = one.spawn("run first cat")?;
+        one.until("a session", || Ok(one.say("list -v")?.contains("1 session")))?;
+        let list = one.say("--list --verbose")?;
+        let lines: Vec<Vec<_>> = list.lines().map(|line| line.split_whitespace().collect()).collect();
+        assert_eq!(lines[0], ["NAME", "STATE", "VERSION"]);
+        assert_eq!(lines[1], ["*", "first", "Running", "2"]);
+        assert_eq!(one.say("vms")?.lines().count(), 2);
+
+        // The other one stops after its time, and this one does not; it cannot be used without being started.
+        one.until("the idle one stops", || Ok(one.state("second")? == "stopped"))?;
+        assert_eq!(one.state("first")?, "running");
+        assert_eq!(one.try_say("exec second true")?.status.code(), Some(125));
+        drop(inside.stdin.take());
+        assert!(inside.wait()?.success());
+        one.until("the machine stops", || Ok(one.say("vms")?.contains("no virtual machine")))?;
+        one.until("the service leaves", || Ok(one.service().is_none()))?;
+
+        // It comes back with its files.
+        assert_eq!(one.say("run first cat /kept")?, "stays");
+        one.say("set-default second")?;
+        assert_eq!(one.say("-e hostname")?, "second");
+        one.say("terminate second")?;
+        assert_eq!(one.state("second")?, "stopped");
+        one.say("unregister second")?;
+        assert_eq!(one.state("second")?, "absent");
+        one.finish()
+    })
+}
+
+/// The service, the VMM, a distribution's init: each is killed, each time the next command works, and what was synced is there.
+#[test]
+fn killed_at_any_moment() -> Outcome {
+    guest_test(|suite| {
+        let one = Product::new(suite, Kernel::Tuned, SHORT)?;
+        one.say(&format!("import a {}", suite.busybox.display()))?;
+        let kill = |pid: &str| -> Outcome {
+            Command::new("kill").args(["-9", pid]).status()?;
+            Ok(())
+        };
+
+        one.sh("a", "echo 1 > /synced; sync")?;
+        let vmm = one.status()?["vm"]["pid"].to_string();
+        kill(&one.service().expect("it runs").to_string())?;
+        one.until("the VMM goes with its service", || {
+            Ok(!std::path::Path::new(&format!("/proc/{vmm}")).exists())
+        })?;
+        assert_eq!(one.sh("a", "cat /synced; echo 2 > /synced; sync")?, "1");
+
+        // A session that runs learns why, and the status tells afterwards.
+        let session = one.spawn("run a sleep 1000")?;
+        one.until("a session", || Ok(one.say("list -v")?.contains("1 session")))?;
+        kill(&one.status()?["vm"]["pid"].to_string())?;
+        let ended = session.wait_with_output()?;
+        assert_eq!(ended.status.code(), Some(125));
+        assert!(text(&ended.stderr).contains("killed"), "{}", text(&ended.stderr));
+        assert_eq!(one.sh("a", "cat /synced; echo 3 > /synced; sync")?, "2");
+        assert!(one.say("status")?.contains("the virtual machine ended"));
+
+        // A distribution whose init dies is stopped, and starts anew; the machine stays.
+        let machine = one.status()?["vm"]["pid"].to_string();
+        let powered_off = one.command(["run", "a", "/bin/sh", "-c", "kill -TERM 1; sleep 100"]).output()?;
+        assert!(!powered_off.status.success());
+        assert_eq!(one.sh("a", "cat /synced")?, "3");
+        assert_eq!(one.status()?["vm"]["pid"].to_string(), machine);
+        one.finish()
+    })
+}
+
+/// Many at once and many after another; nothing is left of them.
+#[test]
+fn two_hundred_sessions() -> Outcome {
+    guest_test(|suite| {
+        const AT_ONCE: usize = 50;
+        let one = Product::new(suite, Kernel::Tuned, "memory=768MB\nprocessors=1\nswap=0\n")?;
+        let names = ["a", "b", "c", "d"];
+        for name in names {
+            one.say(&format!("import {name} {}", suite.busybox.display()))?;
+            one.say(&format!("run {name} true"))?;
+        }
+        let service = one.service().expect("it runs");
+        let count = |what: &str| std::fs::read_dir(format!("/proc/{service}/{what}")).map(Iterator::count);
+        let processes = |name: &str| one.sh(name, "ls -d /proc/[0-9]* | wc -l");
+        let before = (count("fd")?, processes("a")?);
+        let all: Vec<_> = (0..AT_ONCE * names.len())
+            .map(|n| {
+                let script = format!("read line; echo {n} $line");
+                let words = ["run", names[n % names.len()], "/bin/sh", "-c", &script];
+                one.command(words).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()
+            })
+            .collect::<Result<_, _>>()?;
+        one.until("all of them at once", || {
+            let status = one.status()?;
+            let all = status["distributions"].as_array().cloned().unwrap_or_default();
+            Ok(all.iter().filter_map(|one| one["sessions"].as_u64()).sum::<u64>()
+                == (AT_ONCE * names.len()) as u64)
+        })?;
+        for (n, mut child) in all.into_iter().enumerate() {
+            use std::io::Write;
+            child.stdin.take().expect("a pipe").write_all(b"x\n")?;
+            let output = child.wait_with_output()?;
+            assert_eq!(text(&output.stdout), format!("{n} x"));
+        }
+        one.until("nothing is left of them", || Ok(count("fd")? <= before.0 && count("task")? < 40))?;
+        assert_eq!(processes("a")?, before.1);
+        one.finish()
+    })
+}
+
+/// What is no archive, and what is no root, is refused and leaves nothing.
+#[test]
+fn bad_input_leaves_nothing() -> Outcome {
+    guest_test(|suite| {
+        let one = Product::new(suite, Kernel::Tuned, SHORT)?;
+        let bad = one.folder().join("bad.tar");
+        std::fs::write(&bad, b"no tar at all")?;
+        let refused = one.try_say(&format!("import x {}", bad.display()))?;
+        assert_eq!(refused.status.code(), Some(125));
+        assert!(text(&refused.stderr).contains("is not a tar archive"), "{}", text(&refused.stderr));
+        // Nothing was started for it.
+        assert_eq!(one.say("vms")?, "no virtual machine runs");
+        let empty = one.folder().join("empty.tar");
+        Archive::default().directory("nothing", Meta::mode(0o755))?.write(&empty)?;
+        let refused = one.try_say(&format!("import x {}", empty.display()))?;
+        assert_eq!(refused.status.code(), Some(125), "{}", text(&refused.stderr));
+        assert_eq!(one.state("x")?, "absent");
+        one.finish()
+    })
+}
