@@ -7,7 +7,7 @@ use std::{
 
 use rstest::rstest;
 use sha2::{Digest, Sha256};
-use undercroft::{Input, Pipes, Program, Streams};
+use undercroft::{Input, Pipes, Program, Relayed, Streams};
 use undercroft_harness::{
     outcome::{Failure, Outcome},
     vm::{Kernel, Vm, boot, guest_test},
