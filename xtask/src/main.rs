@@ -7,6 +7,7 @@ use clap::Parser;
 mod bench;
 mod boot;
 mod budget;
+mod dist;
 mod kernel;
 mod lab;
 mod packages;
@@ -23,6 +24,7 @@ enum Command {
     Lab(lab::Arguments),
     Budget(budget::Arguments),
     Bench(bench::Arguments),
+    Dist(dist::Arguments),
     Tidy(tidy::Arguments),
 }
 
@@ -34,6 +36,7 @@ fn main() -> ExitCode {
         Command::Lab(a) => lab::run(a),
         Command::Budget(a) => budget::run(a),
         Command::Bench(a) => bench::run(a),
+        Command::Dist(a) => dist::run(a),
         Command::Tidy(a) => tidy::run(a),
     };
     outcome.unwrap_or_else(|error| {

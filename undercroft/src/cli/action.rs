@@ -36,6 +36,10 @@ pub(crate) enum Action {
         style: Style,
     },
     Doctor,
+    Config {
+        wanted: Option<String>,
+        json: bool,
+    },
     Completions(clap_complete::Shell),
     Man(PathBuf),
 }

@@ -9,10 +9,12 @@
 //! | [`run`] | a process in a distribution, and this terminal |
 //! | [`show`] | tables and JSON |
 //! | [`bar`] | progress |
+//! | [`config`] | every key and where its value comes from |
 //! | [`doctor`] | what this host has and lacks |
 
 mod action;
 mod bar;
+mod config;
 mod doctor;
 mod ours;
 mod perform;

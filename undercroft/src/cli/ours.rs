@@ -105,6 +105,14 @@ enum Verb {
         #[arg(long)]
         json: bool,
     },
+    /// Show every configuration key, its value, and where that comes from
+    Config {
+        /// Only keys that contain this
+        key: Option<String>,
+        /// For machines
+        #[arg(long)]
+        json: bool,
+    },
     /// Look at what undercroft needs, and say how to mend what is missing
     Doctor,
     /// Print completions for a shell
@@ -202,6 +210,7 @@ fn action(verb: Verb) -> Action {
         Verb::Version { json } => {
             Action::Version { style: if json { Style::Json } else { Style::Ours { verbose: false } } }
         }
+        Verb::Config { key, json } => Action::Config { wanted: key, json },
         Verb::Doctor => Action::Doctor,
         Verb::Completions { shell } => Action::Completions(shell),
         Verb::Man { folder } => Action::Man(folder),

@@ -17,7 +17,7 @@ use undercroft::service::{
 use super::{
     action::{Action, Style},
     bar::Bar,
-    doctor, ours, run, show,
+    config, doctor, ours, run, show,
 };
 
 /// Carries it out; gives the exit status.
@@ -52,6 +52,7 @@ pub(super) fn perform(action: Action) -> anyhow::Result<u8> {
         Action::Unregister(name) => ask(&Request::Unregister(name))?,
         Action::SetDefault(name) => ask(&Request::SetDefault(name))?,
         Action::Version { style } => say(&version(style))?,
+        Action::Config { wanted, json } => config::config(wanted.as_deref(), json)?,
         Action::Doctor => return doctor::doctor(),
         Action::Completions(shell) => {
             clap_complete::generate(shell, &mut ours::command(), "undercroft", &mut io::stdout());
