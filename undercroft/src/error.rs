@@ -162,6 +162,9 @@ pub enum Error {
     /// The store could not do what it was asked.
     #[error(transparent)]
     Store(#[from] crate::store::StoreError),
+    /// A distribution could not be had from where it is to come from.
+    #[error(transparent)]
+    Source(#[from] crate::source::SourceError),
     /// An archive could not be taken.
     #[error(transparent)]
     Archive(#[from] crate::import::ArchiveError),

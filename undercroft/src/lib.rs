@@ -43,6 +43,7 @@ mod kernel;
 mod machine;
 mod session;
 mod signals;
+pub mod source;
 mod spawn;
 pub mod store;
 mod tar_walk;
