@@ -165,6 +165,9 @@ pub enum Error {
     /// The service refused, or could not be asked.
     #[error(transparent)]
     Service(#[from] crate::service::error::ServiceError),
+    /// A distribution could not be had from where it is to come from.
+    #[error(transparent)]
+    Source(#[from] crate::source::SourceError),
     /// An archive could not be taken.
     #[error(transparent)]
     Archive(#[from] crate::import::ArchiveError),

@@ -7,7 +7,7 @@
 
 use std::{
     fs::File,
-    io::{self, BufReader, Read, Write},
+    io::{self, BufRead, BufReader, Read, Write},
     net::Shutdown,
     os::unix::net::UnixStream,
     path::{Path, PathBuf},
@@ -124,6 +124,20 @@ impl Format {
             _ => Self::Plain,
         }
     }
+
+    /// What reads the content of something that is compressed so.
+    pub(crate) fn decoder<'a>(
+        self,
+        bytes: impl BufRead + Send + 'a,
+    ) -> io::Result<Box<dyn Read + Send + 'a>> {
+        Ok(match self {
+            Self::Plain => Box::new(bytes),
+            Self::Gzip => Box::new(flate2::bufread::MultiGzDecoder::new(bytes)),
+            Self::Xz => Box::new(liblzma::bufread::XzDecoder::new_multi_decoder(bytes)),
+            Self::Zstd => Box::new(zstd::stream::read::Decoder::with_buffer(bytes)?),
+            Self::Bzip2 => Box::new(bzip2::bufread::MultiBzDecoder::new(bytes)),
+        })
+    }
 }
 
 /// How far an import is.
@@ -188,13 +202,7 @@ impl Archive {
         let format = Format::of(&first);
         let whole = io::Cursor::new(first).chain(Shared(incoming.clone()));
         let whole = BufReader::with_capacity(CHUNK, whole);
-        let content: Box<dyn Read + Send> = match format {
-            Format::Plain => Box::new(whole),
-            Format::Gzip => Box::new(flate2::bufread::MultiGzDecoder::new(whole)),
-            Format::Xz => Box::new(liblzma::bufread::XzDecoder::new_multi_decoder(whole)),
-            Format::Zstd => Box::new(zstd::stream::read::Decoder::with_buffer(whole).map_err(failed)?),
-            Format::Bzip2 => Box::new(bzip2::bufread::MultiBzDecoder::new(whole)),
-        };
+        let content = format.decoder(whole).map_err(failed)?;
         let mut archive = Self { path: path.into(), total, incoming, format, content };
         let mut block = [0; 512];
         let have = archive.fill(&mut block)?;

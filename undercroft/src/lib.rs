@@ -44,6 +44,7 @@ mod machine;
 pub mod service;
 mod session;
 mod signals;
+pub mod source;
 mod spawn;
 pub mod store;
 mod tar_walk;

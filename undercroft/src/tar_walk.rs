@@ -179,7 +179,7 @@ pub(crate) fn is_header(block: &[u8]) -> Option<u8> {
 }
 
 /// A number field: octal digits in spaces and zeros, or GNU's base 256 where the first bit is set.
-fn number(field: &[u8]) -> Option<u64> {
+pub(crate) fn number(field: &[u8]) -> Option<u64> {
     let (&first, rest) = field.split_first()?;
     if first & 0x80 != 0 {
         let mut value = u64::from(first & 0x3f);

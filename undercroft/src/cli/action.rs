@@ -19,12 +19,11 @@ pub(crate) enum Action {
     Vms {
         json: bool,
     },
-    Import {
-        name: String,
-        /// `-` is standard input.
-        archive: PathBuf,
-        flat: bool,
-        size: Option<u64>,
+    Import(Import),
+    /// What can be installed by name, of a list.
+    Online {
+        list: Option<String>,
+        json: bool,
     },
     Terminate(String),
     Shutdown {
@@ -55,6 +54,25 @@ pub(crate) enum Style {
     Json,
     /// As the reference system prints it.
     Wsl { verbose: bool },
+}
+
+/// A distribution to make.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Import {
+    pub(crate) name: Option<String>,
+    pub(crate) origin: Origin,
+    pub(crate) list: Option<String>,
+    pub(crate) flat: bool,
+    pub(crate) size: Option<u64>,
+}
+
+/// Where it comes from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Origin {
+    /// A file or folder; `-` is standard input.
+    File(PathBuf),
+    /// Anything that is understood as a source.
+    Text(String),
 }
 
 /// A process in a distribution.

@@ -6,7 +6,7 @@ use clap::{Args, CommandFactory, Parser, Subcommand};
 
 use super::{
     Meaning,
-    action::{Action, Program, Run, Style},
+    action::{Action, Import, Origin, Program, Run, Style},
 };
 
 /// Many Linux distributions on one kernel, in one lightweight virtual machine.
@@ -42,9 +42,32 @@ enum Verb {
         /// Only those that run
         #[arg(long)]
         running: bool,
+        /// What can be installed by name, instead
+        #[arg(short, long, conflicts_with_all = ["verbose", "quiet", "running"])]
+        online: bool,
+        /// A list for --online, instead of WSL's: a URL or a file
+        #[arg(long, value_name = "LIST", requires = "online")]
+        from: Option<String>,
         /// For machines
         #[arg(long, conflicts_with_all = ["verbose", "quiet"])]
         json: bool,
+    },
+    /// Install a distribution: by a list's name, from a URL or file, or an image of a registry
+    Install {
+        /// `Debian` (of `list --online`), a URL, a path, `docker://debian:12`, `oci:PATH[:TAG]`
+        source: String,
+        /// What it is called here
+        #[arg(long)]
+        name: Option<String>,
+        /// A list to look the name up in, instead of WSL's: a URL or a file
+        #[arg(long, value_name = "LIST")]
+        from: Option<String>,
+        /// Keep everything on its own disk, instead of sharing what was imported with others of the same archive
+        #[arg(long)]
+        flat: bool,
+        /// The most that its disk can hold, such as 64G
+        #[arg(long, value_parser = bytes)]
+        size: Option<u64>,
     },
     /// Tell what the virtual machine and its distributions take
     Status {
@@ -191,7 +214,11 @@ fn action(verb: Verb) -> Action {
     match verb {
         Verb::Run(run) => Action::Run(running(run.who, run.name, true, run.command)),
         Verb::Exec(exec) => Action::Run(running(exec.who, Some(exec.name), false, exec.command)),
-        Verb::List { verbose, quiet, running, json } => {
+        Verb::List { online: true, from, json, .. } => Action::Online { list: from, json },
+        Verb::Install { source, name, from, flat, size } => {
+            Action::Import(Import { name, origin: Origin::Text(source), list: from, flat, size })
+        }
+        Verb::List { verbose, quiet, running, json, .. } => {
             let style = match (json, quiet) {
                 (true, _) => Style::Json,
                 (_, true) => Style::Quiet,
@@ -202,7 +229,9 @@ fn action(verb: Verb) -> Action {
         Verb::Status { watch, json } => Action::Status { json, watch },
         Verb::Top => Action::Status { json: false, watch: true },
         Verb::Vms { json } => Action::Vms { json },
-        Verb::Import { name, archive, flat, size } => Action::Import { name, archive, flat, size },
+        Verb::Import { name, archive, flat, size } => {
+            Action::Import(Import { name: Some(name), origin: Origin::File(archive), list: None, flat, size })
+        }
         Verb::Terminate { name } => Action::Terminate(name),
         Verb::Shutdown { force } => Action::Shutdown { force },
         Verb::Unregister { name } => Action::Unregister(name),

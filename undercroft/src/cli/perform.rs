@@ -1,9 +1,7 @@
 //! Doing what was asked.
 
 use std::{
-    ffi::OsString,
     io::{self, IsTerminal, Write},
-    os::unix::ffi::OsStringExt,
     path::Path,
     time::Duration,
 };
@@ -11,11 +9,11 @@ use std::{
 use anyhow::{Context, bail};
 use undercroft::service::{
     self, Client, Parts, Paths, Settings,
-    wire::{Answer, Doing, Import, Listed, Request, Status},
+    wire::{Answer, Doing, Import, Listed, Origin, Request, Status},
 };
 
 use super::{
-    action::{Action, Style},
+    action::{self, Action, Style},
     bar::Bar,
     config, doctor, ours, run, show,
 };
@@ -41,7 +39,8 @@ pub(super) fn perform(action: Action) -> anyhow::Result<u8> {
             };
             say(&text)?;
         }
-        Action::Import { name, archive, flat, size } => import(name, &archive, flat, size)?,
+        Action::Import(what) => import(what)?,
+        Action::Online { list, json } => online(list, json)?,
         Action::Terminate(name) => ask(&Request::Terminate(name))?,
         Action::Shutdown { force } => {
             // If nothing runs, that is what was wanted.
@@ -142,23 +141,26 @@ fn watch() -> anyhow::Result<()> {
     }
 }
 
-fn import(name: String, archive: &Path, flat: bool, size: Option<u64>) -> anyhow::Result<()> {
-    let stdin = archive == Path::new("-");
+fn import(what: action::Import) -> anyhow::Result<()> {
+    let action::Import { name, origin, list, flat, size } = what;
+    let stdin = matches!(&origin, action::Origin::File(path) if path == Path::new("-"));
     if stdin && io::stdin().is_terminal() {
-        bail!("import {name} -: expected a tar archive on standard input, which is a terminal");
+        bail!("-: expected a tar archive on standard input, which is a terminal");
     }
-    let path = match stdin {
-        true => None,
-        false => {
-            let whole = std::fs::canonicalize(archive)
-                .with_context(|| format!("cannot open {}", archive.display()))?;
-            Some(OsString::from(whole).into_vec())
+    let origin = match origin {
+        _ if stdin => Origin::Stream,
+        action::Origin::File(path) => {
+            let whole = std::fs::canonicalize(&path);
+            Origin::Path(whole.with_context(|| format!("cannot open {}", path.display()))?)
+        }
+        action::Origin::Text(text) => {
+            Origin::Text(text, std::env::current_dir().context("the working directory is unknown")?)
         }
     };
-    let request = Request::Import(Import { name, archive: path, flat, size });
     let bar = Bar::new();
     let input = io::stdin();
     let stream: Option<&dyn std::os::fd::AsFd> = stdin.then_some(&input as _);
+    let request = Request::Import(Import { name, origin, list, flat, size });
     let answer = Client::new()?.ask(&request, stream, |event| bar.show(event))?;
     drop(bar);
     if let Answer::Text(lines) = answer {
@@ -167,6 +169,19 @@ fn import(name: String, archive: &Path, flat: bool, size: Option<u64>) -> anyhow
         }
     }
     Ok(())
+}
+
+fn online(list: Option<String>, json: bool) -> anyhow::Result<()> {
+    // A path is this process's own matter.
+    let list = list.map(|list| match std::fs::canonicalize(&list) {
+        Ok(path) => path.to_string_lossy().into_owned(),
+        Err(_) => list,
+    });
+    let bar = Bar::new();
+    let answer = Client::new()?.ask(&Request::Catalogue(list), None, |event| bar.show(event))?;
+    drop(bar);
+    let Answer::Catalogue(offers) = answer else { bail!("the service answered something else") };
+    say(&if json { show::json(&offers) } else { show::offers(&offers) })
 }
 
 fn version(style: Style) -> String {

@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use undercroft::service::wire::{Listed, Status, Vm};
+use undercroft::service::wire::{Listed, Offer, Status, Vm};
 
 use super::action::Style;
 
@@ -50,6 +50,17 @@ pub(super) fn list(style: Style, all: &[Listed]) -> String {
             text
         }
     }
+}
+
+/// What can be installed by name.
+pub(super) fn offers(all: &[Offer]) -> String {
+    let width = all.iter().map(|one| one.name.len()).max().unwrap_or(0).max(4);
+    let mut text = format!("  {:<width$}  FRIENDLY NAME\n", "NAME");
+    for one in all {
+        let mark = if one.default { '*' } else { ' ' };
+        let _ = writeln!(text, "{mark} {:<width$}  {}", one.name, one.friendly_name);
+    }
+    text
 }
 
 fn widest(all: &[Listed], least: usize) -> usize {

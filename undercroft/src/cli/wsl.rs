@@ -1,14 +1,10 @@
 //! WSL's grammar: options that are verbs, and everything else a command for the default distribution.
 
-use std::{
-    ffi::{OsStr, OsString},
-    os::unix::ffi::OsStrExt,
-    path::PathBuf,
-};
+use std::{ffi::OsString, os::unix::ffi::OsStrExt, path::PathBuf};
 
 use super::{
     Meaning,
-    action::{Action, Program, Run, Style},
+    action::{Action, Import, Origin, Program, Run, Style},
     ours::{bytes, line},
 };
 
@@ -23,9 +19,9 @@ Options:
     --shell-type standard|login|none
 
 Management:
-    --install [--from-file FILE] [--name NAME]
+    --install [NAME] [--from-file FILE] [--name NAME]
     --import NAME DIR FILE|-    make a distribution from a tar archive (DIR is not used: disks have their own place)
-    --list, -l [--verbose, -v] [--quiet, -q] [--running] [--all]
+    --list, -l [--verbose, -v] [--quiet, -q] [--running] [--all] [--online, -o]
     --set-default, -s NAME
     --terminate, -t NAME
     --unregister NAME
@@ -186,7 +182,13 @@ fn management(verb: &str, mut rest: Rest) -> Result<Option<Action>, String> {
                     _ => return Err(format!("{}: not known after --import", word.display())),
                 }
             }
-            Action::Import { name, archive: archive.into(), flat, size }
+            Action::Import(Import {
+                name: Some(name),
+                origin: Origin::File(archive.into()),
+                list: None,
+                flat,
+                size,
+            })
         }
         "--install" => install(&mut rest)?,
         other => return Err(format!("{other}: not known")),
@@ -196,26 +198,29 @@ fn management(verb: &str, mut rest: Rest) -> Result<Option<Action>, String> {
 }
 
 fn install(rest: &mut Rest) -> Result<Action, String> {
-    let (mut file, mut name, mut size) = (None, None, None);
+    let (mut origin, mut name, mut size, mut online) = (None, None, None, false);
     while let Some(word) = rest.next() {
         match word.to_str() {
-            Some("--from-file" | "-f") => file = Some(PathBuf::from(rest.value("--from-file")?)),
+            Some("--from-file" | "-f") => {
+                origin = Some(Origin::File(PathBuf::from(rest.value("--from-file")?)));
+            }
+            Some("--online" | "-o") => online = true,
+            Some(word) if !word.starts_with('-') => origin = Some(Origin::Text(word.into())),
+            Some("--web-download") => {}
             Some("--name") => name = Some(rest.text("--name")?),
             Some("--vhd-size") => size = Some(bytes(&rest.text("--vhd-size")?)?),
             Some("--no-launch" | "-n") => {}
             Some("--location" | "-l") => drop(rest.value("--location")?),
             _ => {
-                return Err(format!(
-                    "{}: not known after --install (a file is named by --from-file)",
-                    word.display()
-                ));
+                return Err(format!("{}: not known after --install", word.display()));
             }
         }
     }
-    let archive = file.ok_or("--install: expected --from-file FILE")?;
-    let stem = |path: &OsStr| path.to_string_lossy().split('.').next().unwrap_or_default().to_owned();
-    let name = name.unwrap_or_else(|| archive.file_name().map(stem).unwrap_or_default());
-    Ok(Action::Import { name, archive, flat: false, size })
+    match origin {
+        _ if online => Ok(Action::Online { list: None, json: false }),
+        Some(origin) => Ok(Action::Import(Import { name, origin, list: None, flat: false, size })),
+        None => Err("--install: expected a name (of --list --online) or --from-file FILE".into()),
+    }
 }
 
 fn list(mut rest: Rest) -> Result<Action, String> {
@@ -226,6 +231,7 @@ fn list(mut rest: Rest) -> Result<Action, String> {
             Some("--quiet" | "-q") => quiet = true,
             Some("--running") => running = true,
             Some("--all") => {}
+            Some("--online" | "-o") => return Ok(Action::Online { list: None, json: false }),
             _ => return Err(format!("{}: not known after --list", word.display())),
         }
     }
@@ -263,7 +269,13 @@ mod tests {
         let verbose = Style::Wsl { verbose: true };
         assert_eq!(meant("-l -v"), Ok(Some(Action::List { style: verbose, running: false })));
         assert_eq!(meant("--shutdown --force"), Ok(Some(Action::Shutdown { force: true })));
-        let import = Action::Import { name: "x".into(), archive: "-".into(), flat: false, size: None };
+        let import = Action::Import(Import {
+            name: Some("x".into()),
+            origin: Origin::File("-".into()),
+            list: None,
+            flat: false,
+            size: None,
+        });
         assert_eq!(meant("--import x /d - --version 2"), Ok(Some(import)));
         assert_eq!(meant("--help"), Ok(None));
     }
@@ -278,7 +290,7 @@ mod tests {
         --list --quick → --quick: not known after --list
         --shell-type fish ls → --shell-type fish: expected standard, login or none
         --shutdown now → now: not known after --shutdown
-        --install → --install: expected --from-file FILE
+        --install → --install: expected a name (of --list --online) or --from-file FILE
         ");
     }
 }

@@ -59,6 +59,12 @@ pub enum ServiceError {
     /// KVM is no good here.
     #[error("{0}")]
     NoKvm(String),
+    /// A new distribution has no name.
+    #[error("the distribution needs a name: expected one before the archive, or by --name")]
+    NoName,
+    /// What was to be shared went away meanwhile.
+    #[error("the last distribution of the same archive was removed at this moment: try again")]
+    BaseGone,
     /// A part of this program's installation is missing.
     #[error("{what} is missing: looked for {}", looked.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(", "))]
     Missing {

@@ -1,26 +1,30 @@
 //! What takes long, or takes something away: import, removal.
 
 use std::{
-    ffi::OsString,
     fs::File,
     io::{self, Read, Write},
-    os::unix::{ffi::OsStringExt, net::UnixStream},
-    path::PathBuf,
-    sync::Arc,
+    net::Shutdown,
+    os::unix::net::UnixStream,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 
-use undercroft_protocol::write_frame;
+use undercroft_protocol::{command::Imported, write_frame};
 
 use super::{
     error::ServiceError,
     host::explained,
     state::Service,
-    wire::{Answer, Doing, Event, Import, receive_descriptors},
+    wire::{Answer, Doing, Event, Import, Offer, Origin, receive_descriptors},
 };
 use crate::{
-    KnownFile,
+    Archive,
     error::{Error, Result},
+    guest::spawn,
+    source::{Cache, Cancel, Content, Lists, Obtained, Order, Source},
     store::StoreError,
 };
 
@@ -67,6 +71,37 @@ impl Drop for Turn<'_> {
     }
 }
 
+/// Cancels something when the client goes, until this is dropped.
+struct Gone<'a> {
+    stream: &'a UnixStream,
+    over: Arc<AtomicBool>,
+}
+
+impl<'a> Gone<'a> {
+    fn watch(stream: &'a UnixStream, cancel: &Cancel) -> Result<Self> {
+        let failed = |source| Error::System { what: "listen to a client", source };
+        let (mut reader, cancel) = (stream.try_clone().map_err(failed)?, cancel.clone());
+        let over = Arc::new(AtomicBool::new(false));
+        let seen = over.clone();
+        spawn("client's end", move || {
+            // A client says nothing more: what comes is its end.
+            let _ = reader.read(&mut [0]);
+            if !seen.load(Ordering::Acquire) {
+                cancel.cancel();
+            }
+        })?;
+        Ok(Self { stream, over })
+    }
+}
+
+impl Drop for Gone<'_> {
+    fn drop(&mut self) {
+        self.over.store(true, Ordering::Release);
+        // Nothing more is read from it; the thread ends.
+        let _ = self.stream.shutdown(Shutdown::Read);
+    }
+}
+
 impl Service {
     /// Takes a distribution's name for something that excludes everything else.
     pub(super) fn turn(&self, name: &str, doing: Doing) -> Result<Turn<'_>> {
@@ -75,43 +110,38 @@ impl Service {
         Ok(Turn { service: self, name: name.into() })
     }
 
-    /// Makes a distribution from an archive.
+    /// Makes a distribution from whatever it is to come from. A client that goes stops what is downloaded; what is being
+    /// unpacked is finished.
     pub(super) fn import(self: &Arc<Self>, import: &Import, stream: &UnixStream) -> Result<Answer> {
-        let name = import.name.as_str();
         let mut reporter = Reporter::new(stream);
-        if self.store.distribution(name)?.is_some() {
-            return Err(StoreError::Taken(name.into()).into());
-        }
-        let _turn = self.turn(name, Doing::Installing)?;
-        // A spool is removed when this goes.
-        let (path, _spool) = match &import.archive {
-            Some(path) => (PathBuf::from(OsString::from_vec(path.clone())), None),
-            None => {
+        let free = |name: &str| match self.store.distribution(name)? {
+            Some(_) => Err(Error::from(StoreError::Taken(name.into()))),
+            None => self.turn(name, Doing::Installing),
+        };
+        // Said before anything is downloaded.
+        let turn = import.name.as_deref().map(free).transpose()?;
+        let (source, spool) = match &import.origin {
+            Origin::Path(path) => (Source::Path(path.clone()), None),
+            Origin::Text(text, folder) => (Source::parse(text, folder)?, None),
+            Origin::Stream => {
                 let spool = self.spool(stream, &mut reporter)?;
-                (spool.path().to_owned(), Some(spool))
+                (Source::Path(spool.path().to_owned()), Some(spool))
             }
         };
-        // A file that is no archive is told before a machine is started for it.
-        crate::Archive::open(&path)?;
-        let digests = self.store.digests();
-        let file = KnownFile::read(&path, Some(&digests), |done, total| {
-            reporter.progress("reading the archive", done, Some(total));
-        })?;
-        let machine = self.machine()?;
-        let what = format!("importing {name}");
-        let mut unpacker =
-            machine.unpacker(|progress| reporter.progress(&what, progress.read, progress.total));
-        let size = import.size.unwrap_or(self.settings().host.default_disk_size);
-        let made = if import.flat || self.settings().of(name).flat_root {
-            self.store.create_flat(name, &file, size, &mut unpacker).map(|(_, imported)| Some(imported))
-        } else {
-            self.store.import_base(&file, &mut unpacker).and_then(|(base, imported)| {
-                self.store.create(name, &base, size)?;
-                Ok(imported)
-            })
+        let obtained = self.obtain(&source, import.list.clone(), stream, &mut reporter)?;
+        // It goes with this function, and no sooner.
+        let _spool = spool;
+        let named = obtained.name.clone().filter(|_| !matches!(import.origin, Origin::Stream));
+        let name = import.name.clone().or(named).ok_or(ServiceError::NoName)?;
+        let _turn = match turn {
+            Some(turn) => turn,
+            None => free(&name)?,
         };
-        drop(unpacker);
-        let imported = made.map_err(|error| explained(&machine, error))?;
+        for warning in &obtained.warnings {
+            reporter.warn(warning);
+        }
+        let imported = self.make(&name, import, &obtained, &mut reporter)?;
+        obtained.discard();
         for warning in imported.iter().flat_map(|imported| &imported.warnings) {
             reporter.warn(warning);
         }
@@ -122,6 +152,92 @@ impl Service {
             None => format!("imported {name}: nothing to unpack, another distribution has the same base"),
         };
         Ok(Answer::Text(vec![line]))
+    }
+
+    /// Brings an archive here.
+    fn obtain(
+        &self,
+        source: &Source,
+        list: Option<String>,
+        stream: &UnixStream,
+        reporter: &mut Reporter<'_>,
+    ) -> Result<Obtained> {
+        let cache = Cache::open(&self.paths.cache)?;
+        let have = |digest: &_| self.store.base(digest).is_ok_and(|base| base.is_some());
+        let order = Order {
+            lists: Lists::new(list, Vec::new()),
+            memory: Some(self.store.digests()),
+            have: &have,
+            ..Order::new(&cache)
+        };
+        let cancel = Cancel::new();
+        let _gone = Gone::watch(stream, &cancel)?;
+        source.obtain(&order, &cancel, &mut |progress| {
+            reporter.progress(
+                &format!("{} {}", progress.phase, progress.what),
+                progress.done,
+                progress.total,
+            );
+        })
+    }
+
+    /// Makes a distribution of an archive that is here; tells what was unpacked, if it was not here already.
+    fn make(
+        self: &Arc<Self>,
+        name: &str,
+        import: &Import,
+        obtained: &Obtained,
+        reporter: &mut Reporter<'_>,
+    ) -> Result<Option<Imported>> {
+        let size = import.size.unwrap_or(self.settings().host.default_disk_size);
+        let flat = import.flat || self.settings().of(name).flat_root;
+        let file = match &obtained.content {
+            Content::Held(digest) => match self.store.base(digest)? {
+                Some(base) => return self.store.create(name, &base, size).map(|_| None),
+                // Its last distribution went meanwhile.
+                None => return Err(ServiceError::BaseGone.into()),
+            },
+            Content::File(file) => file,
+        };
+        // A file that is no archive is told before a machine is started for it.
+        Archive::open(file.path())?;
+        let machine = self.machine()?;
+        let what = format!("importing {name}");
+        let mut unpacker =
+            machine.unpacker(|progress| reporter.progress(&what, progress.read, progress.total));
+        let made = if flat {
+            self.store.create_flat(name, file, size, &mut unpacker).map(|(_, imported)| Some(imported))
+        } else {
+            self.store.import_base(file, &mut unpacker).and_then(|(base, imported)| {
+                self.store.create(name, &base, size)?;
+                Ok(imported)
+            })
+        };
+        drop(unpacker);
+        made.map_err(|error| explained(&machine, error))
+    }
+
+    /// What can be installed by name.
+    pub(super) fn catalogue(&self, list: Option<String>, stream: &UnixStream) -> Result<Answer> {
+        let mut reporter = Reporter::new(stream);
+        let cache = Cache::open(&self.paths.cache)?;
+        let order = Order { lists: Lists::new(list, Vec::new()), ..Order::new(&cache) };
+        let cancel = Cancel::new();
+        let _gone = Gone::watch(stream, &cancel)?;
+        let catalogue = order.catalogue(&cancel, &mut |progress| {
+            reporter.progress(
+                &format!("{} {}", progress.phase, progress.what),
+                progress.done,
+                progress.total,
+            );
+        })?;
+        let default = catalogue.default_name();
+        let offers = catalogue.list(order.architecture).into_iter().map(|entry| Offer {
+            name: entry.name.clone(),
+            friendly_name: entry.friendly_name.clone(),
+            default: default.is_some_and(|name| name.eq_ignore_ascii_case(&entry.name)),
+        });
+        Ok(Answer::Catalogue(offers.collect()))
     }
 
     /// Copies an archive that comes as a stream to a file: it is read twice.

@@ -166,6 +166,7 @@ impl Service {
             Request::List => Answer::List(self.list()?),
             Request::Status => self.status()?,
             Request::Import(import) => self.import(&import, stream)?,
+            Request::Catalogue(list) => self.catalogue(list, stream)?,
             Request::Terminate(name) => {
                 let name = self.name(Some(&name))?;
                 Answer::Text(self.stop_distribution(&name, "somebody asked for it")?)

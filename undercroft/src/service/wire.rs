@@ -17,6 +17,7 @@ use std::{
         fd::{AsFd, BorrowedFd, OwnedFd},
         unix::net::UnixStream,
     },
+    path::PathBuf,
 };
 
 use rustix::net::{
@@ -40,8 +41,10 @@ pub enum Request {
     List,
     /// The service, its machine, its distributions. Answered with [`Answer::Status`].
     Status,
-    /// Make a distribution from an archive.
+    /// Make a distribution from something.
     Import(Import),
+    /// What can be installed by name; `None` is WSL's list. Answered with [`Answer::Catalogue`].
+    Catalogue(Option<String>),
     /// Stop a distribution.
     Terminate(String),
     /// Stop everything, the virtual machine too.
@@ -74,17 +77,30 @@ pub struct Run {
     pub terminal: Option<WindowSize>,
 }
 
-/// An archive to import.
+/// What to make a distribution of.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Import {
-    /// The new distribution's name.
-    pub name: String,
-    /// The archive's absolute path; `None` for a stream, which comes as a descriptor behind the request.
-    pub archive: Option<Vec<u8>>,
+    /// The new distribution's name; `None` is what its source calls it.
+    pub name: Option<String>,
+    /// Where it comes from.
+    pub origin: Origin,
+    /// A list to look names up in, instead of WSL's.
+    pub list: Option<String>,
     /// Everything on its own disk.
     pub flat: bool,
     /// Bytes of its own disk; `None` is the configuration's.
     pub size: Option<u64>,
+}
+
+/// Where a distribution comes from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Origin {
+    /// A file or folder, by its absolute path.
+    Path(PathBuf),
+    /// What somebody typed in a folder ([`Source::parse`](crate::source::Source::parse)).
+    Text(String, PathBuf),
+    /// An archive that comes as a descriptor behind the request.
+    Stream,
 }
 
 /// What the service tells while it works.
@@ -128,10 +144,23 @@ pub enum Answer {
     Nothing,
     /// Lines to show.
     Text(Vec<String>),
+    /// [`Request::Catalogue`].
+    Catalogue(Vec<Offer>),
     /// [`Request::List`], the default first.
     List(Vec<Listed>),
     /// [`Request::Status`].
     Status(Box<Status>),
+}
+
+/// Something that can be installed by name.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Offer {
+    /// What to ask for.
+    pub name: String,
+    /// The same for people.
+    pub friendly_name: String,
+    /// Whether it is meant when no name is given.
+    pub default: bool,
 }
 
 /// A distribution, as it is now.
