@@ -4,6 +4,7 @@ pub mod archive;
 pub mod console;
 pub mod guest;
 pub mod lab;
+pub mod oci;
 pub mod outcome;
 pub mod product;
 pub mod suite;
