@@ -62,6 +62,16 @@ impl Kept {
 }
 
 impl Cache {
+    /// Where a user's is: `$XDG_CACHE_HOME/undercroft/downloads`, or in `~/.cache`; `None` without a home.
+    pub fn standard_directory() -> Option<PathBuf> {
+        let absolute = |path: PathBuf| path.is_absolute().then_some(path);
+        let given = std::env::var_os("XDG_CACHE_HOME").and_then(|path| absolute(path.into()));
+        let home = || {
+            std::env::var_os("HOME").and_then(|path| absolute(path.into())).map(|home| home.join(".cache"))
+        };
+        given.or_else(home).map(|cache| cache.join("undercroft/downloads"))
+    }
+
     /// Opens it, and makes it if need be, for its owner alone.
     pub fn open(directory: &Path) -> Result<Self> {
         for folder in FOLDERS {

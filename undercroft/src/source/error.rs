@@ -149,7 +149,7 @@ pub enum SourceError {
     #[error(
         "no distribution is called {name:?} in {}{}. `undercroft list --online` shows all there are",
         from.join(" or "),
-        if near.is_empty() { String::new() } else { format!("; did you mean {}?", near.join(" or ")) }
+        if near.is_empty() { String::new() } else { format!(" (did you mean {}?)", near.join(" or ")) }
     )]
     NoSuchName {
         /// What was asked for.
@@ -266,11 +266,13 @@ pub(super) struct Bytes(pub(super) u64);
 impl fmt::Display for Bytes {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         const MIB: u64 = 1 << 20;
+        const GIB: u64 = 1 << 30;
         match self.0 {
             0..10_240 => write!(f, "{} bytes", self.0),
             10_240..MIB => write!(f, "{} KiB", self.0 >> 10),
             // Two digits are enough to see that it grows.
-            _ => write!(f, "{}.{} MiB", self.0 / MIB, self.0 % MIB * 10 / MIB),
+            MIB..GIB => write!(f, "{}.{} MiB", self.0 / MIB, self.0 % MIB * 10 / MIB),
+            _ => write!(f, "{}.{} GiB", self.0 / GIB, self.0 % GIB * 10 / GIB),
         }
     }
 }

@@ -91,7 +91,8 @@ pub(super) fn fetch(
         return Ok(Fetched { file: kept, digest });
     }
     let note = path.with_extension("json");
-    let mut download = Download { client, cache, wanted, path, note, file, hash: Sha256::new(), have: 0 };
+    let mut download =
+        Download { client, cache, wanted, path, note, file, hash: Sha256::new(), have: 0, in_parts: false };
     let digest = download.run(watch)?;
     let Download { path, note, file, .. } = download;
     let kept = cache.keep(&path, file, &digest, &name)?;
@@ -154,6 +155,8 @@ struct Download<'a> {
     hash: Sha256,
     /// Bytes that are in the file, and hashed.
     have: u64,
+    /// They did not come in one piece.
+    in_parts: bool,
 }
 
 impl Download<'_> {
@@ -162,8 +165,8 @@ impl Download<'_> {
         let mut tries = self.client.retries;
         loop {
             let before = self.have;
-            match self.attempt(validator.as_deref(), watch) {
-                Ok(()) => return self.check(),
+            match self.attempt(validator.as_deref(), watch).and_then(|()| self.check()) {
+                Ok(digest) => return Ok(digest),
                 // It grew, and can go on: at once, as the next try would.
                 Err(SourceError::Cut { .. }) if tries > 0 && self.have > before => {
                     tries -= 1;
@@ -172,7 +175,17 @@ impl Download<'_> {
                         self.restart()?;
                     }
                 }
-                Err(error) => return Err(error),
+                // The parts do not fit together: another file by now, or what a power cut left. The whole may be right.
+                Err(SourceError::WrongDigest { .. } | SourceError::WrongSize { .. }) if self.in_parts => {
+                    self.restart()?;
+                    validator = None;
+                }
+                Err(error) => {
+                    if matches!(error, SourceError::WrongDigest { .. } | SourceError::WrongSize { .. }) {
+                        self.remove();
+                    }
+                    return Err(error);
+                }
             }
         }
     }
@@ -204,12 +217,13 @@ impl Download<'_> {
             .set_len(0)
             .and_then(|()| self.file.rewind())
             .map_err(SourceError::file("empty", &self.path))?;
-        (self.have, self.hash) = (0, Sha256::new());
+        (self.have, self.hash, self.in_parts) = (0, Sha256::new(), false);
         Ok(())
     }
 
     /// Asks once, and takes what comes.
     fn attempt(&mut self, validator: Option<&str>, watch: &mut Watch<'_>) -> Result<()> {
+        self.in_parts = self.have > 0;
         if self.have > 0 && self.wanted.size == Some(self.have) {
             return Ok(());
         }
@@ -264,7 +278,6 @@ impl Download<'_> {
         let limit = self.wanted.size.unwrap_or(LONGEST);
         match (total, self.wanted.size) {
             (Some(found), Some(expected)) if found != expected => {
-                self.remove();
                 Err(SourceError::WrongSize { what: self.wanted.what.clone(), expected, found })
             }
             (Some(total), None) if total > limit => {
@@ -331,13 +344,11 @@ impl Download<'_> {
     fn check(&self) -> Result<Digest> {
         let what = || self.wanted.what.clone();
         if let Some(expected) = self.wanted.size.filter(|&size| size != self.have) {
-            self.remove();
             return Err(SourceError::WrongSize { what: what(), expected, found: self.have });
         }
         let found = Digest::of(self.hash.clone());
         match self.wanted.digest {
             Some(expected) if expected != found => {
-                self.remove();
                 Err(SourceError::WrongDigest { what: what(), expected, found, removed: true })
             }
             _ => Ok(found),

@@ -327,6 +327,7 @@ pub(super) fn read_small(path: &Path, limit: u64, what: &str) -> Result<Vec<u8>>
 }
 
 #[derive(Deserialize)]
+#[serde(expecting = "an object with ModernDistributions")]
 struct RawList {
     #[serde(rename = "ModernDistributions")]
     flavours: Option<InOrder>,

@@ -131,8 +131,15 @@ pub(super) fn token(
     let uri: Uri = realm
         .parse()
         .map_err(|_| wrong(format!("sends us for a token to {realm:?}, which is no address")))?;
-    if uri.scheme_str() != Some("https") && !clear_text && !is_loopback(&uri) {
-        return Err(wrong(format!("sends us for a token to {realm}, which is not encrypted: not followed")));
+    let followed = match uri.scheme_str() {
+        Some("https") => true,
+        Some("http") => clear_text || is_loopback(&uri),
+        _ => false,
+    };
+    if !followed {
+        return Err(wrong(format!(
+            "sends us for a token to {realm:?}, which is not encrypted: not followed"
+        )));
     }
     let mut url = format!("{realm}{}", if realm.contains('?') { '&' } else { '?' });
     if let Some(service) = service {

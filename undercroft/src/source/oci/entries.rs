@@ -154,7 +154,7 @@ impl Walk {
 
     /// The next entry; `None` at the end, which the archive's digest vouches for, marker or not.
     pub(crate) fn next(&mut self) -> Result<Option<Entry>, TarError> {
-        let start = self.at;
+        let mut start = self.at;
         let (mut before, mut records) = (Vec::new(), Records::default());
         if let Some(globals) = &self.globals {
             records.read(globals).map_err(|reason| TarError::Damaged { at: start, reason })?;
@@ -178,6 +178,9 @@ impl Walk {
                         b'x' => records.read(&content).map_err(|reason| TarError::Damaged { at, reason })?,
                         b'L' => long_name = Some(until_zero(&content)),
                         b'K' => long_target = Some(until_zero(&content)),
+                        _ if !before.is_empty() => {
+                            return Err(self.damaged(at, "a global header stands between those of an entry"));
+                        }
                         _ => {
                             let all = [self.globals.as_deref().unwrap_or_default(), &content].concat();
                             if all.len() as u64 > LONGEST_EXTENDED {
@@ -185,6 +188,7 @@ impl Walk {
                             }
                             records.read(&content).map_err(|reason| TarError::Damaged { at, reason })?;
                             self.globals = Some(all.into());
+                            start = self.at;
                             continue;
                         }
                     }

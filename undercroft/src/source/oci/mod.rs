@@ -20,9 +20,6 @@ mod reference;
 mod registry;
 mod tree;
 
-#[cfg(test)]
-mod tests;
-
 use std::{fs, io::Read, path::Path};
 
 use serde::{Deserialize, Serialize};

@@ -50,9 +50,7 @@ impl Reference {
             _ => (DOCKER, path),
         };
         let registry = if registry == "index.docker.io" { DOCKER } else { registry };
-        if registry.is_empty()
-            || !registry.bytes().all(|b| b.is_ascii_alphanumeric() || b".-_:[]".contains(&b))
-        {
+        if !is_host(registry) {
             return Err(wrong("its registry is no host"));
         }
         let official = registry == DOCKER && !path.contains('/');
@@ -123,6 +121,11 @@ impl fmt::Display for Reference {
     }
 }
 
+fn is_host(registry: &str) -> bool {
+    let fits = |b: u8| b.is_ascii_alphanumeric() || b".-_:[]".contains(&b);
+    registry.starts_with(|c: char| c.is_ascii_alphanumeric() || c == '[') && registry.bytes().all(fits)
+}
+
 /// A first part is a host if it could not be a part of a path.
 fn is_registry(first: &str) -> bool {
     first.contains(['.', ':']) || first == "localhost" || first.chars().any(|c| c.is_ascii_uppercase())
@@ -191,6 +194,6 @@ mod tests {
         ] {
             assert!(Reference::parse(bad).is_err(), "{bad:?}");
         }
-        insta::assert_snapshot!(Reference::parse("Debian:12").unwrap_err(), @"");
+        insta::assert_snapshot!(Reference::parse("Debian:12").unwrap_err(), @r#""Debian:12" is not the name of an image: it has upper-case letters, and images have none. Expected something like debian:12 or ghcr.io/owner/name@sha256:…"#);
     }
 }

@@ -209,7 +209,7 @@ fn check(what: String, bytes: &[u8], expected: Option<Digest>) -> Result<()> {
     let found = Digest::of(Sha256::new_with_prefix(bytes));
     match expected {
         Some(expected) if expected != found => {
-            Err(SourceError::WrongDigest { what, expected, found, removed: true })
+            Err(SourceError::WrongDigest { what, expected, found, removed: false })
         }
         _ => Ok(()),
     }
