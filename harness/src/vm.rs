@@ -364,6 +364,13 @@ impl Vm {
         Ok(address)
     }
 
+    /// Changes how it is launched the next time.
+    pub fn options(&mut self, name: &str, change: impl FnOnce(&mut LaunchOptions)) -> Outcome {
+        let none = || Failure::Harness(format!("the test has no distribution {name}"));
+        change(&mut self.distros.get_mut(name).ok_or_else(none)?.options);
+        Ok(())
+    }
+
     /// Launches what was imported.
     pub fn launch(&mut self, name: &str) -> Result<(), Failure> {
         let launched = self.check(self.machine().launch(&self.distro(name)?.options))?;

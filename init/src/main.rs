@@ -17,6 +17,7 @@ mod relay;
 mod server;
 mod systemd;
 mod terminal;
+mod time_zone;
 mod users;
 
 use std::{fs, os::fd::AsFd, path::Path, process::ExitCode};
@@ -71,9 +72,12 @@ fn run(first: undercroft_protocol::opening::Mark) -> Result<(), String> {
         fstab::mount_all(&mut warnings);
     }
     boot_command(&configuration, &mut warnings);
+    let configured =
+        InitEvent::Configured { keep_alive: configuration.keep_alive, user: configuration.user.clone() };
     let about = About { launch, configuration, hostname, language: language(), systemd };
     let mut server = Server::new(host, signals, about).map_err(|e| e.to_string())?;
     marks.push(clock::mark("init: ready"));
+    server.tell(&configured);
     server.tell(&InitEvent::Ready { marks, warnings: warnings.0 });
     server.run().map_err(|e| format!("the loop failed: {e}"))
 }

@@ -245,7 +245,7 @@ impl Relay {
                 }
             }
             InitRequest::Abandon { .. } => self.abandon(),
-            InitRequest::Exec(_) => {}
+            InitRequest::Exec(_) | InitRequest::TimeZone(_) => {}
         }
     }
 

@@ -26,7 +26,7 @@ use undercroft_protocol::{
     session::{Exec, ExitStatus, InitEvent, InitRequest, StartError},
 };
 
-use crate::{log, process, relay};
+use crate::{log, process, relay, time_zone};
 
 /// The grace time if whoever sent SIGTERM named none.
 const GRACE: Duration = Duration::from_secs(5);
@@ -201,6 +201,10 @@ impl Server {
         for request in requests {
             match request {
                 InitRequest::Exec(exec) => self.start(&exec),
+                InitRequest::TimeZone(name) if self.about.configuration.host_time_zone => {
+                    time_zone::set(&name);
+                }
+                InitRequest::TimeZone(_) => {}
                 InitRequest::Signal { session, .. }
                 | InitRequest::Resize { session, .. }
                 | InitRequest::Abandon { session } => {

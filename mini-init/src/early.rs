@@ -20,6 +20,9 @@ use crate::log::{self, Warnings};
 /// The cgroup that holds one cgroup for each distribution.
 pub(crate) const DISTRIBUTIONS: &str = "/sys/fs/cgroup/distributions";
 
+/// Bytes of the machine's memory that the distributions together do not get: what PID 1 and the kernel need to go on with.
+const RESERVE: u64 = 32 << 20;
+
 /// Memory that all distributions share: each has it at /mnt/undercroft.
 pub(crate) const SHARED: &str = "/run/shared";
 /// Where launches hang mounts, each in a mount namespace of its own.
@@ -149,6 +152,18 @@ fn cgroups(warnings: &mut Warnings) {
                 set(&file, &controller, warnings);
             }
         }
+    }
+    limit_distributions(memory());
+}
+
+/// Leaves the distributions all of the machine's `memory` but a reserve. Who takes more then is one of them, and the kernel
+/// ends a process of theirs; it does not look for one in all of the machine. As the reference system has it, but for the CPUs'
+/// part: between PID 1 and the distributions the scheduler is fair as it is (each has a root's child's weight), and a bandwidth
+/// limit would set a timer going whenever a distribution runs.
+pub(crate) fn limit_distributions(memory: u64) {
+    let path = format!("{DISTRIBUTIONS}/memory.max");
+    if let Err(error) = fs::write(&path, memory.saturating_sub(RESERVE).to_string()) {
+        log::line(log::Level::Warning, &format!("{path}: {error}"));
     }
 }
 

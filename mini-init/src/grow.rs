@@ -36,6 +36,7 @@ pub(crate) fn raise_limits(memory: u64) {
     if memory <= early::memory() {
         return;
     }
+    early::limit_distributions(memory);
     let threads = memory / THREAD_SIZE / 8;
     // As the kernel has it: a tenth of memory, at a KiB each.
     let files = memory / 1024 / 10;

@@ -31,6 +31,8 @@ pub(crate) enum Word {
     Mark(Mark),
     /// A launch: the distribution's first process is this one.
     Born(i32),
+    /// A reclaim: there is more to give back.
+    More,
     /// The answer, and the last word.
     Answer(Result<Done, Failure>),
 }
@@ -80,6 +82,11 @@ pub(crate) enum Purpose {
     Cleanup {
         /// [`Launch::id`](undercroft_protocol::command::Launch::id).
         distribution: u32,
+    },
+    /// Giving memory back, for nobody who waits; and whether there is more to give.
+    Reclaim {
+        /// As the child has said.
+        more: bool,
     },
 }
 

@@ -7,6 +7,7 @@
 //! One thread, no runtime: what takes long runs in a forked child ([`jobs`]), so that the loop always answers.
 
 mod archive;
+mod clock;
 mod disk;
 mod distribution;
 mod early;
@@ -21,16 +22,19 @@ mod modules;
 mod network;
 mod port;
 mod power;
+mod reclaim;
 mod root_check;
 mod server;
 mod signal;
+mod swap;
+mod swap_call;
 mod unpack;
 
-use undercroft_guest::{clock, host};
+use undercroft_guest::host;
 use undercroft_protocol::{Opening, opening::GuestHello};
 
 fn main() {
-    let mut marks = vec![clock::mark("mini-init: first instruction")];
+    let mut marks = vec![undercroft_guest::clock::mark("mini-init: first instruction")];
     let name = std::env::args_os().next().unwrap_or_default();
     if name.as_encoded_bytes().ends_with(b"modprobe") {
         std::process::exit(modprobe::main());
@@ -47,7 +51,7 @@ fn main() {
     grow::prepare();
     modules::load_initramfs(&mut warnings);
     network::loopback_up(&mut warnings);
-    marks.push(clock::mark("mini-init: machine prepared"));
+    marks.push(undercroft_guest::clock::mark("mini-init: machine prepared"));
     let hello = hello(marks, warnings);
     let error = match connect(hello) {
         Ok((command, notify)) => server::Server::new(command, notify).and_then(server::Server::run).err(),
@@ -78,7 +82,7 @@ fn connect(hello: GuestHello) -> std::io::Result<(std::os::fd::OwnedFd, std::os:
 fn hello(mut marks: Vec<undercroft_protocol::opening::Mark>, warnings: log::Warnings) -> GuestHello {
     let mut all = kernel_log::marks();
     all.append(&mut marks);
-    all.push(clock::mark("mini-init: connecting"));
+    all.push(undercroft_guest::clock::mark("mini-init: connecting"));
     GuestHello {
         mini_init: env!("CARGO_PKG_VERSION").into(),
         kernel: modules::release(),

@@ -12,7 +12,7 @@ use nix::{
 };
 use undercroft_guest::process::{Reaped, reap};
 
-use crate::{log, port};
+use crate::{early, log, port, swap};
 
 /// What the VMM's command line calls the port and value that power the machine off, `PORT,VALUE`, where the kernel
 /// cannot know them from ACPI.
@@ -35,6 +35,9 @@ pub(crate) fn stop_everything() -> Vec<String> {
     // Everything but PID 1 itself. With no process left to kill it fails, which is well.
     let _ = kill(Pid::from_raw(-1), Signal::SIGKILL);
     reap_all(&mut complaints);
+    // What lies in memory that nobody can see any more is not worth being read back from swap.
+    let _ = umount2(early::SHARED, MntFlags::MNT_DETACH);
+    swap::off();
     sync();
     let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
     for target in disk_mounts(&mounts).into_iter().rev() {

@@ -17,7 +17,7 @@ use nix::{
 };
 use undercroft_guest::{
     channel::Channel,
-    clock,
+    clock as moments,
     process::{Reaped, reap},
 };
 use undercroft_protocol::{
@@ -26,11 +26,13 @@ use undercroft_protocol::{
 };
 
 use crate::{
-    disk,
+    clock, disk,
     distribution::{self, Distribution},
     grow, import,
     jobs::{self, Job, Purpose, Word},
     launch, log, modprobe, power,
+    reclaim::{self, Reclaimer, Sample},
+    swap,
 };
 
 /// What the distributions get when the host is gone: enough to write what they have in mind.
@@ -48,6 +50,7 @@ pub(crate) struct Server {
     distributions: BTreeMap<u32, Distribution>,
     /// Launches' numbers, which are never used twice.
     used: std::collections::BTreeSet<u32>,
+    reclaimer: Reclaimer,
     complaints: Vec<String>,
     /// Set when the machine is to stop: the request that asked for it, if one did.
     stopping: Option<Option<u64>>,
@@ -68,6 +71,7 @@ impl Server {
             jobs: Vec::new(),
             distributions: BTreeMap::new(),
             used: std::collections::BTreeSet::new(),
+            reclaimer: Reclaimer::new(),
             complaints: Vec::new(),
             stopping: None,
             host_gone: false,
@@ -91,12 +95,14 @@ impl Server {
             for distribution in self.distributions.values_mut() {
                 distribution.kill_if_due();
             }
+            self.reclaim_if_due();
         }
     }
 
     /// Sleeps until something is to be done.
     fn wait(&mut self) -> io::Result<()> {
-        let due = self.distributions.values().filter_map(|d| d.kill_at).min();
+        let kills = self.distributions.values().filter_map(|d| d.kill_at);
+        let due = kills.chain(self.reclaimer.due()).min();
         let timeout = due.map_or(PollTimeout::NONE, |at| {
             // One more than the remaining milliseconds, so that it is due when the poll returns.
             let left = at.saturating_duration_since(Instant::now()).as_millis() + 1;
@@ -188,6 +194,15 @@ impl Server {
                     grow::grow(memory, limit).inspect_err(|failure| mouth.warn(failure.message.clone()))
                 })
             }
+            Command::Reclaim(settings) => {
+                self.reclaimer.configure(settings, Instant::now());
+                return self.answer(id, Ok(Done::Nothing));
+            }
+            Command::SwapOn(what) => work(&|| swap::on(&what)),
+            Command::SetTime { realtime_ns, tolerance_ms } => {
+                let tolerance = Duration::from_millis(tolerance_ms.into());
+                return self.answer(id, clock::follow(realtime_ns, tolerance));
+            }
             Command::Import(what) => jobs::start(Purpose::Request(id), |mouth| import::run(&what, mouth)),
             Command::Launch(what) => self.launch(id, &what),
             Command::Terminate { distribution, grace_ms } => {
@@ -238,6 +253,21 @@ impl Server {
         Ok(pending)
     }
 
+    /// Looks whether there is memory to give back, when that is due.
+    fn reclaim_if_due(&mut self) {
+        if self.stopping.is_some() || self.reclaimer.due().is_none_or(|due| due > Instant::now()) {
+            return;
+        }
+        let Some(sample) = Sample::take() else { return self.reclaimer.give_up() };
+        let Some(settings) = self.reclaimer.look(sample) else { return };
+        let purpose = Purpose::Reclaim { more: false };
+        match jobs::start(purpose, |mouth| reclaim::run(settings, mouth)) {
+            Ok(job) => self.jobs.push(job),
+            // There may be memory for a process the next time.
+            Err(_) => self.reclaimer.worked(false, Instant::now()),
+        }
+    }
+
     /// Begins to stop the machine.
     fn stop(&mut self, request: Option<u64>, grace: Duration) {
         if let Some(first) = &mut self.stopping {
@@ -252,6 +282,7 @@ impl Server {
             return;
         }
         self.stopping = Some(request);
+        self.reclaimer.give_up();
         for distribution in self.distributions.values_mut() {
             distribution.stop(grace);
         }
@@ -267,6 +298,7 @@ impl Server {
                     Word::Event(event) => self.tell(&event),
                     Word::Mark(mark) => job.marks.push(mark),
                     Word::Born(pid) => self.born(job.purpose, Pid::from_raw(pid)),
+                    Word::More => job.purpose = Purpose::Reclaim { more: true },
                     Word::Answer(answer) => {
                         self.finish(job, Some(answer));
                         return false;
@@ -308,7 +340,7 @@ impl Server {
             }
             (Purpose::Launch { request, distribution }, None) => {
                 let mut marks = std::mem::take(&mut job.marks);
-                marks.push(clock::mark("mini-init: init executed"));
+                marks.push(moments::mark("mini-init: init executed"));
                 if let Some(distribution) = self.distributions.get_mut(&distribution) {
                     distribution.launched = true;
                 }
@@ -322,6 +354,11 @@ impl Server {
             (Purpose::Cleanup { distribution }, Some(Ok(Done::Stopped { complaints }))) => {
                 self.cleared(distribution, complaints);
             }
+            (Purpose::Reclaim { .. }, Some(Err(failure))) => {
+                self.reclaimer.give_up();
+                self.tell(&Event::Warning(failure.message));
+            }
+            (Purpose::Reclaim { more }, _) => self.reclaimer.worked(more, Instant::now()),
             (Purpose::Cleanup { distribution }, _) => self.cleared(distribution, vec![silent().message]),
         }
     }

@@ -54,6 +54,60 @@ pub enum Command {
         /// Milliseconds after which it is a failure that it has not.
         limit_ms: u32,
     },
+    /// How memory that is only a cache is given back, from now on. Until it is told, mini-init gives back none.
+    Reclaim(Reclaim),
+    /// Give the machine swap. It is used until the power goes.
+    SwapOn(Swap),
+    /// Set the clock to the host's. Answered with [`Done::Clock`].
+    SetTime {
+        /// The host's CLOCK_REALTIME, in nanoseconds.
+        realtime_ns: u64,
+        /// Milliseconds by which the guest's may be off without being set.
+        tolerance_ms: u32,
+    },
+}
+
+/// Giving back memory that the distributions use as a cache, when the machine has nothing to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reclaim {
+    /// In which way.
+    pub mode: ReclaimMode,
+    /// Milliseconds for which the distributions must have used nearly no CPU.
+    pub idle_ms: u32,
+    /// Milliseconds between two looks, and between two steps of [`ReclaimMode::Gradual`].
+    pub poll_ms: u32,
+    /// Bytes that [`ReclaimMode::Gradual`] leaves them.
+    pub floor: u64,
+}
+
+impl Reclaim {
+    /// As the reference system has it: idle is two minutes, with a look each ten seconds; 128 MiB stay.
+    pub fn new(mode: ReclaimMode) -> Self {
+        Self { mode, idle_ms: 120_000, poll_ms: 10_000, floor: 128 << 20 }
+    }
+}
+
+/// The ways of giving memory back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ReclaimMode {
+    /// Not at all. What is free goes back in any case, by free page reporting.
+    Disabled,
+    /// Everything that the kernel can drop, once in each idle time.
+    DropCache,
+    /// A part at each look, what was used longest ago first; to swap too, if there is some.
+    Gradual,
+}
+
+/// Room for memory that is not used.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Swap {
+    /// All of a disk, whatever is on it.
+    Disk(DiskAddress),
+    /// So many bytes of the machine's own memory, compressed. Used before any disk.
+    Zram {
+        /// Bytes before compression.
+        bytes: u64,
+    },
 }
 
 /// Where a disk of the VM is found.
@@ -184,6 +238,12 @@ pub enum Done {
     Stopped {
         /// For people to read.
         complaints: Vec<String>,
+    },
+    /// [`Command::SetTime`].
+    Clock {
+        /// Nanoseconds that the guest's clock was behind the host's; negative if it was ahead. Within the tolerance it
+        /// still is.
+        behind_ns: i64,
     },
 }
 

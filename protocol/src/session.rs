@@ -28,6 +28,9 @@ pub enum InitRequest {
         /// [`Exec::session`].
         session: u64,
     },
+    /// The host's time zone, as /usr/share/zoneinfo names it (`Europe/Berlin`): for distributions that want to have the
+    /// same.
+    TimeZone(String),
 }
 
 /// A process to start.
@@ -120,6 +123,13 @@ pub enum InitEvent {
         session: u64,
         /// How.
         status: ExitStatus,
+    },
+    /// What its own configuration says that the host has to know; told before `Ready`.
+    Configured {
+        /// `undercroft.keepAlive`: it would rather go on when its last session has ended.
+        keep_alive: bool,
+        /// `user.default`: who sessions run as that name no user.
+        user: Option<String>,
     },
 }
 

@@ -7,8 +7,8 @@ use serde::Serialize;
 use undercroft_protocol::{
     Opening, Token, VERSION,
     command::{
-        Command, DiskAddress, Done, Event, Failure, FailureKind, Import, Imported, Launch, Limits, Reply,
-        Request, Root, Users,
+        Command, DiskAddress, Done, Event, Failure, FailureKind, Import, Imported, Launch, Limits, Reclaim,
+        ReclaimMode, Reply, Request, Root, Swap, Users,
     },
     frame::encode,
     opening::{GuestHello, Mark},
@@ -69,7 +69,11 @@ fn the_bytes_of_each_message() {
                 id: 1,
                 name: "deb".into(),
                 hostname: "h".into(),
-                root: Root::Layered { base: disk.clone(), disk, bound: vec!["/var/lib/docker".into()] },
+                root: Root::Layered {
+                    base: disk.clone(),
+                    disk: disk.clone(),
+                    bound: vec!["/var/lib/docker".into()],
+                },
                 users: Users::Own { first: 1 << 20, count: 1 << 20 },
                 limits: Limits {
                     memory: Some(256 << 20),
@@ -83,6 +87,18 @@ fn the_bytes_of_each_message() {
         ("terminate", Command::Terminate { distribution: 1, grace_ms: 1000 }),
         ("power off", Command::PowerOff { grace_ms: 1000 }),
         ("grow", Command::Grow { memory: 8 << 30, limit_ms: 1000 }),
+        (
+            "reclaim",
+            Command::Reclaim(Reclaim {
+                mode: ReclaimMode::Gradual,
+                idle_ms: 120_000,
+                poll_ms: 10_000,
+                floor: 128 << 20,
+            }),
+        ),
+        ("swap on", Command::SwapOn(Swap::Disk(disk))),
+        ("swap on zram", Command::SwapOn(Swap::Zram { bytes: 1 << 30 })),
+        ("set time", Command::SetTime { realtime_ns: 1 << 60, tolerance_ms: 1000 }),
     ] {
         line(o, &format!("request {name}"), &Request { id: 5, command });
     }
@@ -92,6 +108,7 @@ fn the_bytes_of_each_message() {
         ("imported", Done::Imported(Imported { entries: 1, bytes: 2, warnings: vec![] })),
         ("launched", Done::Launched { pid: 7, marks: vec![mark.clone()] }),
         ("stopped", Done::Stopped { complaints: vec!["c".into()] }),
+        ("clock", Done::Clock { behind_ns: -3 }),
     ] {
         line(o, &format!("reply {name}"), &Reply { id: 5, outcome: Ok(done) });
     }
@@ -128,6 +145,8 @@ fn the_bytes_of_each_message() {
     line(o, "signal", &InitRequest::Signal { session: 9, signal: 2 });
     line(o, "resize", &InitRequest::Resize { session: 9, size });
     line(o, "abandon", &InitRequest::Abandon { session: 9 });
+    line(o, "time zone", &InitRequest::TimeZone("Etc/UTC".into()));
+    line(o, "configured", &InitEvent::Configured { keep_alive: true, user: Some("u".into()) });
     line(o, "ready", &InitEvent::Ready { marks: vec![mark.clone()], warnings: vec![] });
     line(o, "started", &InitEvent::Started { session: 9, pid: 3, mark });
     for error in [

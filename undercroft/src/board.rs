@@ -66,6 +66,10 @@ pub(crate) struct State {
 pub(crate) struct DistributionState {
     /// It takes sessions.
     pub(crate) ready: bool,
+    /// Its own configuration would have it go on when its last session has ended.
+    pub(crate) keep_alive: bool,
+    /// Its own configuration's default user.
+    pub(crate) user: Option<String>,
     /// Its PID 1 ended.
     pub(crate) ended: Option<ExitStatus>,
     /// Its connection broke.
@@ -88,6 +92,9 @@ impl State {
     pub(crate) fn init_event(&mut self, distribution: u32, event: InitEvent) {
         let Some(known) = self.distributions.get_mut(&distribution) else { return };
         match event {
+            InitEvent::Configured { keep_alive, user } => {
+                (known.keep_alive, known.user) = (keep_alive, user);
+            }
             InitEvent::Ready { marks, warnings } => {
                 known.ready = true;
                 self.marks.extend(marks.into_iter().take(MARKS).map(|mark| ("init", mark)));

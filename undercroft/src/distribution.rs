@@ -23,6 +23,7 @@ use crate::{
     error::{Error, Result},
     guest::{Guest, reason, spawn, wrong},
     session::{Program, Session, Streams},
+    upkeep,
 };
 
 /// A launched distribution. Cheap to clone; all clones are the same one.
@@ -53,12 +54,21 @@ pub struct LaunchOptions {
     pub own_users: bool,
     /// How much of the VM it may take.
     pub limits: Limits,
+    /// The host's time zone, which it has too unless its own configuration says otherwise.
+    pub time_zone: Option<String>,
 }
 
 impl LaunchOptions {
-    /// A distribution with users of its own, no limits, and its name as host name.
+    /// A distribution with users of its own, no limits, its name as host name, and the host's time zone.
     pub fn new(name: &str, root: Root) -> Self {
-        Self { name: name.into(), hostname: name.into(), root, own_users: true, limits: Limits::default() }
+        Self {
+            name: name.into(),
+            hostname: name.into(),
+            root,
+            own_users: true,
+            limits: Limits::default(),
+            time_zone: upkeep::time_zone(),
+        }
     }
 }
 
@@ -124,12 +134,27 @@ impl Distribution {
             connection: Mutex::new(connection),
             next_session: AtomicU64::new(1),
         };
+        if let Some(zone) = &what.time_zone {
+            // Before any session: requests are taken in their order.
+            inner.send(&InitRequest::TimeZone(zone.clone()))?;
+        }
         Ok(Self { inner: Arc::new(inner) })
     }
 
     /// Its name.
     pub fn name(&self) -> &str {
         &self.inner.name
+    }
+
+    /// Whether its own configuration would have it go on when its last session has ended.
+    pub fn wants_to_live(&self) -> bool {
+        let board = self.inner.guest.board.lock();
+        board.distributions.get(&self.inner.id).is_some_and(|known| known.keep_alive)
+    }
+
+    /// Its own configuration's default user (`user.default`): who sessions run as that name no user.
+    pub fn default_user(&self) -> Option<String> {
+        self.inner.guest.board.lock().distributions.get(&self.inner.id)?.user.clone()
     }
 
     /// How its init ended, if it has.

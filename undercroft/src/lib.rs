@@ -50,6 +50,7 @@ pub mod store;
 mod tar_walk;
 pub mod terminal;
 pub mod timeline;
+pub mod upkeep;
 mod users;
 mod vmm;
 
@@ -65,7 +66,7 @@ pub use signals::Signals;
 pub use store::Store;
 pub use timeline::Timeline;
 pub use undercroft_protocol::{
-    command::{DiskAddress, Imported, Limits, Root},
+    command::{DiskAddress, Imported, Limits, Reclaim, ReclaimMode, Root},
     session::{ExitStatus, WindowSize},
 };
 

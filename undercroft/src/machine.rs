@@ -178,6 +178,11 @@ impl Machine {
         self.vmm.statistics(self.guest.limit(10))
     }
 
+    /// mini-init, connected.
+    pub(crate) fn guest(&self) -> &Guest {
+        &self.guest
+    }
+
     /// What mini-init said of itself.
     pub fn hello(&self) -> &GuestHello {
         &self.hello
