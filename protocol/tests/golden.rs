@@ -7,8 +7,8 @@ use serde::Serialize;
 use undercroft_protocol::{
     Opening, Token, VERSION,
     command::{
-        Command, DiskAddress, Done, Event, Failure, FailureKind, Import, Imported, Launch, Limits, Reply,
-        Request, Root, Users,
+        Command, DiskAddress, Done, Event, Export, Exported, Failure, FailureKind, Import, Imported, Launch,
+        Limits, Reply, Request, Root, Users,
     },
     frame::encode,
     opening::{GuestHello, Mark},
@@ -83,6 +83,10 @@ fn the_bytes_of_each_message() {
         ("terminate", Command::Terminate { distribution: 1, grace_ms: 1000 }),
         ("power off", Command::PowerOff { grace_ms: 1000 }),
         ("grow", Command::Grow { memory: 8 << 30, limit_ms: 1000 }),
+        (
+            "export",
+            Command::Export(Export { root: Root::Flat { disk: DiskAddress::Lun(300) }, archive: token }),
+        ),
     ] {
         line(o, &format!("request {name}"), &Request { id: 5, command });
     }
@@ -92,6 +96,7 @@ fn the_bytes_of_each_message() {
         ("imported", Done::Imported(Imported { entries: 1, bytes: 2, warnings: vec![] })),
         ("launched", Done::Launched { pid: 7, marks: vec![mark.clone()] }),
         ("stopped", Done::Stopped { complaints: vec!["c".into()] }),
+        ("exported", Done::Exported(Exported { entries: 1, bytes: 2, warnings: vec!["w".into()] })),
     ] {
         line(o, &format!("reply {name}"), &Reply { id: 5, outcome: Ok(done) });
     }
@@ -109,6 +114,7 @@ fn the_bytes_of_each_message() {
     line(o, "event progress", &Event::ImportProgress { entries: 1, bytes: 2 });
     line(o, "event ended", &Event::DistributionEnded { distribution: 1, status: ExitStatus::Signal(9) });
     line(o, "event warning", &Event::Warning("w".into()));
+    line(o, "event export", &Event::ExportProgress { archive: token, entries: 1, about: 2 });
 
     let size = WindowSize { rows: 24, columns: 80 };
     let exec = |program, stdio| {

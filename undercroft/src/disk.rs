@@ -20,7 +20,7 @@ pub const DEFAULT_SIZE: u64 = 64 << 30;
 /// From this size on, in bytes, block numbers need more than 32 bits (at 4096 bytes a block).
 const WIDE: u64 = 16 << 40;
 /// Below this, in MiB, a file system counts as full when a write to a disk on it has failed.
-const FULL: u64 = 16;
+pub(crate) const FULL: u64 = 16;
 
 /// A disk that is being made: under a temporary name in its final directory, and gone again unless it is finished.
 #[derive(Debug)]
@@ -139,7 +139,8 @@ pub(crate) fn format(file: &File, path: &Path, size: u64, journal: Journal) -> R
 const FEATURES: &str = "none,ext_attr,dir_index,filetype,extent,flex_bg,sparse_super,large_file,huge_file,dir_nlink,\
                         extra_isize,metadata_csum,meta_bg";
 
-fn mke2fs(path: &Path, size: u64, journal: Journal) -> Result<()> {
+/// Makes a file, which has its size, a file system.
+pub(crate) fn mke2fs(path: &Path, size: u64, journal: Journal) -> Result<()> {
     let wide = if size >= WIDE { ",64bit" } else { "" };
     let mut mke2fs = Command::new(find_mke2fs());
     mke2fs

@@ -32,11 +32,13 @@
 
 mod board;
 mod console;
+mod copy;
 pub mod digest;
 pub mod disk;
 mod distribution;
 mod door;
 pub mod error;
+pub mod export;
 mod guest;
 pub mod import;
 mod kernel;
@@ -55,6 +57,7 @@ pub use digest::{Digest, KnownFile};
 pub use disk::NewDisk;
 pub use distribution::{Distribution, LaunchOptions, Pipes};
 pub use error::{Cause, Ending, Error, Result};
+pub use export::{Compression, Exporting, NewFile, Target};
 pub use import::Archive;
 pub use kernel::{BOOT_MEMORY_MIB, machine_config};
 pub use machine::{Machine, MachineOptions, PowerOff, Stopper};
@@ -63,7 +66,7 @@ pub use signals::Signals;
 pub use store::Store;
 pub use timeline::Timeline;
 pub use undercroft_protocol::{
-    command::{DiskAddress, Imported, Limits, Root},
+    command::{DiskAddress, Exported, Imported, Limits, Root},
     session::{ExitStatus, WindowSize},
 };
 

@@ -46,8 +46,7 @@ pub struct Held {
 impl Held {
     /// The size of its own disk, in bytes.
     pub fn size(&self) -> Result<u64> {
-        let about = self.disk.metadata();
-        Ok(about.map_err(|source| Error::System { what: "look at a disk", source })?.len())
+        super::file_size(&self.disk)
     }
 }
 

@@ -169,6 +169,12 @@ impl Store {
     }
 }
 
+/// A file's length, in bytes.
+fn file_size(file: &File) -> Result<u64> {
+    let about = file.metadata();
+    Ok(about.map_err(|source| Error::System { what: "look at a disk", source })?.len())
+}
+
 /// The names in a folder, sorted. What is not UTF-8 is not ours.
 fn names(folder: &Path) -> Result<Vec<String>> {
     let failed = |source| Error::File { what: "list", path: folder.into(), source };
