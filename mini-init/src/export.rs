@@ -61,7 +61,7 @@ fn pack_all(what: &Export, readable: Readable, mouth: &mut Mouth) -> Result<Expo
         }
     };
     let Readable { root, bound } = readable;
-    let account = pack::pack(&root, bound, &mut stream, progress).and_then(|account| {
+    let account = pack::pack(&root, ".", bound, &mut stream, progress).and_then(|account| {
         stream.flush().map_err(PackError::Stream)?;
         Ok(account)
     });

@@ -206,13 +206,16 @@ fn prepare_own<K: Kernel>(
     }
     for path in bound {
         check_bound(path)?;
-        let mut inside = String::from("bound");
-        for component in path.split('/') {
-            if !component.is_empty() {
-                inside.push('/');
-                inside.push_str(component);
-            }
-            kernel.directory_in(own, &inside, 0o755, ON_DISK).map_err(cannot(&inside))?;
+        let whole = format!("bound{path}");
+        if kernel.is_in(own, &whole).map_err(cannot(&whole))? {
+            continue;
+        }
+        for (end, _) in whole.match_indices('/') {
+            kernel.directory_in(own, &whole[..end], 0o755, ON_DISK).map_err(cannot(&whole[..end]))?;
+        }
+        // What was imported there would be hidden by what is bound over it.
+        if !kernel.seed(base, own, path).map_err(cannot(&whole))? {
+            kernel.directory_in(own, &whole, 0o755, ON_DISK).map_err(cannot(&whole))?;
         }
     }
     Ok(())
@@ -278,6 +281,7 @@ mod tests {
         );
         let last_made = kernel.position("directory ext4:bound/var/lib/docker");
         assert!(kernel.position("metadata ext4 to ext4:upper") < last_made);
+        assert!(kernel.position("seed ext4 from ext4:/var/lib/docker") < last_made);
         assert!(last_made < kernel.position("map ext4"));
         assert!(kernel.position("place ext4 at /run/layers/base") < kernel.position("make overlay"));
         assert!(kernel.position("make overlay") < kernel.position("tree ext4:bound/var/lib/docker"));
@@ -285,10 +289,11 @@ mod tests {
 
     #[test]
     fn an_upper_layer_that_is_there_keeps_its_looks() {
-        let (what, devices) = layered(&[]);
-        let mut kernel = Recording { present: vec!["upper", "work"], ..Recording::default() };
+        let (what, devices) = layered(&["/opt/x"]);
+        let mut kernel = Recording { present: vec!["upper", "work", "bound/opt/x"], ..Recording::default() };
         mount(&mut kernel, &what.root, &devices, None).unwrap();
-        assert!(!kernel.calls.iter().any(|c| c.starts_with("metadata")), "{:#?}", kernel.calls);
+        let again = ["metadata", "seed", "directory ext4:bound"];
+        assert!(!kernel.calls.iter().any(|c| again.iter().any(|a| c.starts_with(a))), "{:#?}", kernel.calls);
     }
 
     #[test]

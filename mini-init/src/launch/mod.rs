@@ -25,6 +25,7 @@ mod exec;
 mod handover;
 mod kernel;
 mod layers;
+mod seed;
 mod users;
 
 use std::os::fd::{AsFd, OwnedFd};

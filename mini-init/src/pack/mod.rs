@@ -74,10 +74,11 @@ pub(crate) struct Account {
     pub(crate) warnings: Vec<String>,
 }
 
-/// Packs what is below a directory. Another directory takes the place of each of those that are named (by absolute path),
-/// if it is one. `progress` is called after each piece with the number of entries.
+/// Packs a directory and what is below it, under the name `at` (`.` for a root). Another directory takes the place of each of
+/// those that are named (by absolute path), if it is one. `progress` is called after each piece with the number of entries.
 pub(crate) fn pack(
     root: &OwnedFd,
+    at: &str,
     bound: Vec<(String, OwnedFd)>,
     to: &mut impl Write,
     progress: &mut dyn FnMut(u64),
@@ -86,7 +87,7 @@ pub(crate) fn pack(
     let mut packer = Packer {
         to,
         account: Account::default(),
-        path: b".".to_vec(),
+        path: at.as_bytes().to_vec(),
         levels: Vec::new(),
         held: 0,
         first_names: HashMap::new(),

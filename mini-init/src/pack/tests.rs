@@ -21,7 +21,7 @@ use crate::{
 fn packed_with(root: &Path, bound: Vec<(String, OwnedFd)>) -> (Vec<u8>, Account) {
     let mut bytes = Vec::new();
     let root = File::open(root).unwrap().into();
-    let account = pack(&root, bound, &mut bytes, &mut |_| ()).unwrap();
+    let account = pack(&root, ".", bound, &mut bytes, &mut |_| ()).unwrap();
     assert_eq!(account.bytes, bytes.len() as u64);
     (bytes, account)
 }
@@ -156,7 +156,7 @@ fn a_reader_that_goes_ends_it() {
     tree(from.path());
     for room in [0, 512, 5_000, 30_000] {
         let root = File::open(from.path()).unwrap().into();
-        let error = pack(&root, Vec::new(), &mut Full(room), &mut |_| ()).unwrap_err();
+        let error = pack(&root, ".", Vec::new(), &mut Full(room), &mut |_| ()).unwrap_err();
         assert!(matches!(error, PackError::Stream(_)), "{error}");
     }
 }
