@@ -37,6 +37,7 @@ pub mod digest;
 pub mod disk;
 mod distribution;
 mod door;
+mod e2fs;
 pub mod error;
 pub mod export;
 mod guest;
