@@ -11,6 +11,7 @@ use nix::sys::{
     stat::{Mode, UtimensatFlags, utimensat},
     time::TimeSpec,
 };
+use proptest::prelude::*;
 
 use super::*;
 use crate::{
@@ -158,5 +159,65 @@ fn a_reader_that_goes_ends_it() {
         let root = File::open(from.path()).unwrap().into();
         let error = pack(&root, ".", Vec::new(), &mut Full(room), &mut |_| ()).unwrap_err();
         assert!(matches!(error, PackError::Stream(_)), "{error}");
+    }
+}
+
+/// Something to be made at a path; what cannot be is left.
+#[derive(Debug, Clone)]
+enum Made {
+    Directory,
+    File { pieces: Vec<(u64, u16)>, size: u64 },
+    Link(String),
+    Name(String),
+    Fifo,
+}
+
+fn made() -> impl Strategy<Value = Made> {
+    let path = "[a-c](/[a-c]){0,2}";
+    prop_oneof![
+        Just(Made::Directory),
+        (prop::collection::vec((0..200_000_u64, 1..9_000_u16), 0..4), 0..300_000_u64)
+            .prop_map(|(pieces, size)| Made::File { pieces, size }),
+        path.prop_map(Made::Link),
+        path.prop_map(Made::Name),
+        Just(Made::Fifo),
+    ]
+}
+
+fn make(path: &Path, root: &Path, what: &Made) -> io::Result<()> {
+    match what {
+        Made::Directory => fs::create_dir_all(path),
+        Made::File { pieces, size } => {
+            let file = File::options().write(true).create_new(true).open(path)?;
+            for (at, length) in pieces {
+                file.write_all_at(&vec![7; usize::from(*length)], *at)?;
+            }
+            file.set_len(*size)
+        }
+        Made::Link(to) => std::os::unix::fs::symlink(to, path),
+        Made::Name(of) => fs::hard_link(root.join(of), path),
+        Made::Fifo => Ok(nix::unistd::mkfifo(path, Mode::from_bits_truncate(0o600))?),
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
+
+    #[test]
+    fn whatever_there_is_comes_back(
+        entries in prop::collection::vec(("[a-c](/[a-c]){0,2}", made(), -9_i64..9, 0..999_999_999_i64), 1..24),
+    ) {
+        let (from, to) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        for (path, what, seconds, nanoseconds) in &entries {
+            let path = from.path().join(path);
+            if make(&path, from.path(), what).is_ok() {
+                set_time(&path, *seconds, *nanoseconds);
+            }
+        }
+        let (first, account) = packed(from.path());
+        let unpacked = unpack(first.as_slice(), to.path(), |_, _| ()).unwrap();
+        prop_assert_eq!(&unpacked.warnings, &[] as &[String; 0]);
+        prop_assert_eq!(unpacked.entries, account.entries);
+        prop_assert!(first == packed(to.path()).0);
     }
 }
