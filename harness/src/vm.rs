@@ -404,6 +404,11 @@ impl Vm {
         Ok(&self.distro(name)?.disk)
     }
 
+    /// Where a distribution's root file system is.
+    pub fn root(&self, name: &str) -> Result<&Root, Failure> {
+        Ok(&self.distro(name)?.options.root)
+    }
+
     /// Runs a program without input.
     pub fn run(&self, name: &str, program: &Program) -> Result<Output, Failure> {
         self.feed(name, program, Vec::new())

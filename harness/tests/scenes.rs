@@ -77,7 +77,9 @@ fn shares(one: &Product) -> Outcome {
     };
     equal("uname -srvm")?;
     different("cat /etc/os-release")?;
-    for shared in ["readlink /proc/self/ns/net", "stat -L -c %d:%i /init", "nproc", "grep MemTotal /proc/meminfo"] {
+    for shared in
+        ["readlink /proc/self/ns/net", "stat -L -c %d:%i /init", "nproc", "grep MemTotal /proc/meminfo"]
+    {
         equal(shared)?;
     }
     for own in ["pid", "mnt", "user", "cgroup"] {
@@ -117,7 +119,10 @@ fn stops_and_returns(one: &Product) -> Outcome {
     one.sh("bookworm", "touch -d '2001-02-03 04:05:06' /root/kept; sync")?;
     assert!(one.say("--list --verbose")?.contains("Running"));
     one.until("all of them stop", || Ok(!one.say("--list --verbose")?.contains("Running")))?;
-    assert_eq!(one.sh("bookworm", "stat -c %Y /root/kept; ls -s testfile | cut -d' ' -f1")?, "981173106\n131072");
+    assert_eq!(
+        one.sh("bookworm", "stat -c %Y /root/kept; ls -s testfile | cut -d' ' -f1")?,
+        "981173106\n131072"
+    );
     Ok(())
 }
 

@@ -132,7 +132,7 @@ pub(crate) fn clear_away(id: u32, device: &Path) -> Done {
 }
 
 /// Tries until it goes, or time is up.
-fn patiently(start: Instant, mut step: impl FnMut() -> io::Result<()>) -> io::Result<()> {
+pub(crate) fn patiently(start: Instant, mut step: impl FnMut() -> io::Result<()>) -> io::Result<()> {
     let mut pause = Duration::from_micros(200);
     loop {
         match step() {

@@ -21,14 +21,14 @@ use undercroft_guest::{
     process::{Reaped, reap},
 };
 use undercroft_protocol::{
-    command::{Command, Done, Event, Failure, FailureKind, Launch, Reply, Request, Root},
+    command::{Command, Done, Event, Failure, FailureKind, Launch, Reply, Request},
     session::ExitStatus,
 };
 
 use crate::{
     clock, disk,
     distribution::{self, Distribution},
-    grow, import,
+    export, grow, import,
     jobs::{self, Job, Purpose, Word},
     launch, log, modprobe, power,
     reclaim::{self, Reclaimer, Sample},
@@ -204,6 +204,10 @@ impl Server {
                 return self.answer(id, clock::follow(realtime_ns, tolerance));
             }
             Command::Import(what) => jobs::start(Purpose::Request(id), |mouth| import::run(&what, mouth)),
+            Command::Export(what) => launch::Devices::of(&what.root).and_then(|devices| {
+                self.unused(&devices)?;
+                jobs::start(Purpose::Request(id), |mouth| export::run(&what, &devices, mouth))
+            }),
             Command::Launch(what) => self.launch(id, &what),
             Command::Terminate { distribution, grace_ms } => {
                 match self.distributions.get_mut(&distribution) {
@@ -224,6 +228,14 @@ impl Server {
         }
     }
 
+    /// Refuses a disk that a distribution runs from.
+    fn unused(&self, devices: &launch::Devices) -> Result<(), Failure> {
+        match self.distributions.values().find(|it| it.device == devices.own) {
+            Some(it) => Err(invalid(format!("{} runs from this disk: stop it first", it.name))),
+            None => Ok(()),
+        }
+    }
+
     fn launch(&mut self, request: u64, what: &Launch) -> Result<Job, Failure> {
         if self.stopping.is_some() {
             return Err(invalid("the virtual machine is being powered off".into()));
@@ -231,11 +243,7 @@ impl Server {
         if !self.used.insert(what.id) {
             return Err(invalid(format!("the number {} was used for a distribution before", what.id)));
         }
-        let base = match &what.root {
-            Root::Layered { base, .. } => Some(disk::path(base)?),
-            Root::Flat { .. } => None,
-        };
-        let devices = launch::Devices { own: disk::path(what.root.own_disk())?, base };
+        let devices = launch::Devices::of(&what.root)?;
         let pending = launch::start(request, what, &devices)?;
         self.distributions.insert(
             what.id,

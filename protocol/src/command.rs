@@ -65,6 +65,8 @@ pub enum Command {
         /// Milliseconds by which the guest's may be off without being set.
         tolerance_ms: u32,
     },
+    /// Stream the root file system of a distribution that does not run to the host, as a tar archive.
+    Export(Export),
 }
 
 /// Giving back memory that the distributions use as a cache, when the machine has nothing to do.
@@ -110,6 +112,12 @@ pub enum Swap {
     },
 }
 
+/// Directories that the host binds from the own disk of each layered distribution: container engines keep there what they
+/// stack by overlayfs themselves, and overlayfs is refused as an upper layer (fs/overlayfs/params.c of Linux 6.12, `not
+/// supported as upperdir`). Absolute paths.
+pub const BOUND: [&str; 4] =
+    ["/var/lib/docker", "/var/lib/containerd", "/var/lib/containers", "/var/lib/buildkit"];
+
 /// Where a disk of the VM is found.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum DiskAddress {
@@ -125,6 +133,16 @@ pub struct Import {
     /// An empty ext4 file system, which the archive is unpacked into.
     pub disk: DiskAddress,
     /// mini-init opens a stream with it, and reads the tar archive (not compressed) from there to its end marker.
+    pub archive: Token,
+}
+
+/// Packing a root file system.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Export {
+    /// Where it is. Of the bound directories, those count that the own disk has.
+    pub root: Root,
+    /// mini-init opens a stream with it, and writes the tar archive (not compressed, with its end marker) there. Only the
+    /// reply says that all of it was written.
     pub archive: Token,
 }
 
@@ -245,6 +263,19 @@ pub enum Done {
         /// still is.
         behind_ns: i64,
     },
+    /// [`Command::Export`].
+    Exported(Exported),
+}
+
+/// What an export packed.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Exported {
+    /// Archive entries.
+    pub entries: u64,
+    /// Bytes of archive.
+    pub bytes: u64,
+    /// What an archive cannot hold, a line each, at most a hundred.
+    pub warnings: Vec<String>,
 }
 
 /// What an import unpacked.
@@ -303,4 +334,13 @@ pub enum Event {
     },
     /// Something that a person should read.
     Warning(String),
+    /// How far an export is; about four a second.
+    ExportProgress {
+        /// [`Export::archive`].
+        archive: Token,
+        /// Archive entries packed so far.
+        entries: u64,
+        /// Bytes that the root's disks hold, of which a good part is content: about as long as the archive will be.
+        about: u64,
+    },
 }

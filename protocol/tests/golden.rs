@@ -7,8 +7,8 @@ use serde::Serialize;
 use undercroft_protocol::{
     Opening, Token, VERSION,
     command::{
-        Command, DiskAddress, Done, Event, Failure, FailureKind, Import, Imported, Launch, Limits, Reclaim,
-        ReclaimMode, Reply, Request, Root, Swap, Users,
+        Command, DiskAddress, Done, Event, Export, Exported, Failure, FailureKind, Import, Imported, Launch,
+        Limits, Reclaim, ReclaimMode, Reply, Request, Root, Swap, Users,
     },
     frame::encode,
     opening::{GuestHello, Mark},
@@ -99,6 +99,10 @@ fn the_bytes_of_each_message() {
         ("swap on", Command::SwapOn(Swap::Disk(disk))),
         ("swap on zram", Command::SwapOn(Swap::Zram { bytes: 1 << 30 })),
         ("set time", Command::SetTime { realtime_ns: 1 << 60, tolerance_ms: 1000 }),
+        (
+            "export",
+            Command::Export(Export { root: Root::Flat { disk: DiskAddress::Lun(300) }, archive: token }),
+        ),
     ] {
         line(o, &format!("request {name}"), &Request { id: 5, command });
     }
@@ -109,6 +113,7 @@ fn the_bytes_of_each_message() {
         ("launched", Done::Launched { pid: 7, marks: vec![mark.clone()] }),
         ("stopped", Done::Stopped { complaints: vec!["c".into()] }),
         ("clock", Done::Clock { behind_ns: -3 }),
+        ("exported", Done::Exported(Exported { entries: 1, bytes: 2, warnings: vec!["w".into()] })),
     ] {
         line(o, &format!("reply {name}"), &Reply { id: 5, outcome: Ok(done) });
     }
@@ -126,6 +131,7 @@ fn the_bytes_of_each_message() {
     line(o, "event progress", &Event::ImportProgress { entries: 1, bytes: 2 });
     line(o, "event ended", &Event::DistributionEnded { distribution: 1, status: ExitStatus::Signal(9) });
     line(o, "event warning", &Event::Warning("w".into()));
+    line(o, "event export", &Event::ExportProgress { archive: token, entries: 1, about: 2 });
 
     let size = WindowSize { rows: 24, columns: 80 };
     let exec = |program, stdio| {

@@ -53,6 +53,8 @@ pub(crate) struct State {
     pub(crate) vmm_end: Option<Cause>,
     /// Entries and bytes of the import that runs.
     pub(crate) import: (u64, u64),
+    /// Of the exports that run, by their archive's token: entries so far, and about how many bytes there will be.
+    pub(crate) exports: HashMap<Token, (u64, u64)>,
     /// Distributions by the id of their launch.
     pub(crate) distributions: HashMap<u32, DistributionState>,
     /// What the guest warned of, for people, not fetched yet.

@@ -9,10 +9,12 @@ use std::{
     fs::{File, OpenOptions},
     io,
     path::{Path, PathBuf},
-    process::{Command, Stdio},
 };
 
-use crate::error::{Error, Result};
+use crate::{
+    e2fs,
+    error::{Error, Result},
+};
 
 /// The size of a distribution's own disk, in bytes, unless somebody wants another. It is a limit and takes no space, but
 /// Linux looks at each of a disk's block groups (128 MiB) when it is mounted: see docs/decisions.md, "How large a disk is".
@@ -20,7 +22,7 @@ pub const DEFAULT_SIZE: u64 = 64 << 30;
 /// From this size on, in bytes, block numbers need more than 32 bits (at 4096 bytes a block).
 const WIDE: u64 = 16 << 40;
 /// Below this, in MiB, a file system counts as full when a write to a disk on it has failed.
-const FULL: u64 = 16;
+pub(crate) const FULL: u64 = 16;
 
 /// A disk that is being made: under a temporary name in its final directory, and gone again unless it is finished.
 #[derive(Debug)]
@@ -139,9 +141,10 @@ pub(crate) fn format(file: &File, path: &Path, size: u64, journal: Journal) -> R
 const FEATURES: &str = "none,ext_attr,dir_index,filetype,extent,flex_bg,sparse_super,large_file,huge_file,dir_nlink,\
                         extra_isize,metadata_csum,meta_bg";
 
-fn mke2fs(path: &Path, size: u64, journal: Journal) -> Result<()> {
+/// Makes a file, which has its size, a file system.
+pub(crate) fn mke2fs(path: &Path, size: u64, journal: Journal) -> Result<()> {
     let wide = if size >= WIDE { ",64bit" } else { "" };
-    let mut mke2fs = Command::new(find_mke2fs());
+    let mut mke2fs = e2fs::program("mke2fs");
     mke2fs
         // The host's own wishes for its file systems are not for these.
         .env("MKE2FS_CONFIG", "/dev/null")
@@ -158,30 +161,7 @@ fn mke2fs(path: &Path, size: u64, journal: Journal) -> Result<()> {
         }
         Journal::No => mke2fs.args(["-O", &format!("{FEATURES}{wide}")]),
     };
-    mke2fs.arg(path).stdin(Stdio::null());
-    // It dies with this process: the file that it would find a moment later may be another's.
-    crate::spawn::prepare(&mut mke2fs, Vec::new());
-    let output = mke2fs.output();
-    let output = match output {
-        Err(e) if e.kind() == io::ErrorKind::NotFound => {
-            return Err(Error::NoProgram { program: "mke2fs", package: "e2fsprogs" });
-        }
-        Err(source) => return Err(Error::System { what: "run mke2fs", source }),
-        Ok(output) => output,
-    };
-    if output.status.success() {
-        return Ok(());
-    }
-    let text = String::from_utf8_lossy(&output.stderr);
-    let message = text.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or("it said nothing").into();
-    Err(Error::Program { program: "mke2fs", status: output.status, message })
-}
-
-/// A normal user's PATH often lacks the directories where Debian keeps it.
-fn find_mke2fs() -> PathBuf {
-    let from_path = std::env::var_os("PATH").unwrap_or_default();
-    let mut places = std::env::split_paths(&from_path).chain(["/usr/sbin".into(), "/sbin".into()]);
-    places.find_map(|d| Some(d.join("mke2fs")).filter(|p| p.is_file())).unwrap_or_else(|| "mke2fs".into())
+    e2fs::run("mke2fs", mke2fs.arg(path), |status| status == 0).map(drop)
 }
 
 #[cfg(test)]
@@ -237,7 +217,7 @@ mod tests {
                 Err(Error::File { .. }) if size >= WIDE => continue,
                 other => other.unwrap(),
             }
-            let check = Command::new(find_mke2fs().with_file_name("e2fsck")).arg("-fn").arg(&path).output();
+            let check = e2fs::program("e2fsck").arg("-fn").arg(&path).output();
             let said = check.unwrap();
             assert!(said.status.success(), "{size}: {}", String::from_utf8_lossy(&said.stdout));
             std::fs::remove_file(&path).unwrap();

@@ -159,6 +159,9 @@ pub enum Error {
         /// Which.
         path: PathBuf,
     },
+    /// Whoever asked for it does not want it any more.
+    #[error("cancelled")]
+    Cancelled,
     /// The store could not do what it was asked.
     #[error(transparent)]
     Store(#[from] crate::store::StoreError),

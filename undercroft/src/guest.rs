@@ -161,6 +161,14 @@ impl Pending {
         Some(outcome.map_err(|failure| Error::Refused { what, kind: failure.kind, message: failure.message }))
     }
 
+    /// Why it was refused, if it was. That it was carried out stays to be looked at.
+    pub(crate) fn refusal(&self, what: &'static str, state: &mut State) -> Option<Error> {
+        match state.replies.get(&self.id)? {
+            Some(Err(_)) => self.look(what, state)?.err(),
+            _ => None,
+        }
+    }
+
     pub(crate) fn wait(self, what: &'static str, limit: Option<Duration>) -> Result<Done> {
         self.board.wait("an answer of mini-init", limit, |state| self.look(what, state))
     }
@@ -205,6 +213,11 @@ fn read_events(mut stream: UnixStream, board: &Board) {
             Ok(Event::ImportProgress { entries, bytes }) => {
                 board.update(|state| state.import = (entries, bytes))
             }
+            Ok(Event::ExportProgress { archive, entries, about }) => board.update(|state| {
+                if let Some(known) = state.exports.get_mut(&archive) {
+                    *known = (entries, about);
+                }
+            }),
             Ok(Event::DistributionEnded { distribution, status }) => board.update(|state| {
                 if let Some(known) = state.distributions.get_mut(&distribution) {
                     known.ended = Some(status);

@@ -32,11 +32,14 @@
 
 mod board;
 mod console;
+mod copy;
 pub mod digest;
 pub mod disk;
 mod distribution;
 mod door;
+mod e2fs;
 pub mod error;
+pub mod export;
 mod guest;
 pub mod import;
 mod kernel;
@@ -58,6 +61,7 @@ pub use digest::{Digest, KnownFile};
 pub use disk::NewDisk;
 pub use distribution::{Distribution, LaunchOptions, Pipes};
 pub use error::{Cause, Ending, Error, Result};
+pub use export::{Compression, Exporting, NewFile, Target};
 pub use import::Archive;
 pub use kernel::{BOOT_MEMORY_MIB, machine_config};
 pub use machine::{Machine, MachineOptions, PowerOff, Stopper};
@@ -66,7 +70,7 @@ pub use signals::Signals;
 pub use store::Store;
 pub use timeline::Timeline;
 pub use undercroft_protocol::{
-    command::{DiskAddress, Imported, Limits, Reclaim, ReclaimMode, Root},
+    command::{DiskAddress, Exported, Imported, Limits, Reclaim, ReclaimMode, Root},
     session::{ExitStatus, WindowSize},
 };
 

@@ -11,7 +11,7 @@ use std::{
 
 use undercroft_protocol::{
     GUEST_CID,
-    command::{Command, DiskAddress, Done, Imported, Users},
+    command::{Command, DiskAddress, Done, Exported, Imported, Root, Users},
     opening::GuestHello,
     port,
 };
@@ -27,6 +27,7 @@ use crate::{
     console::Log,
     distribution::{Distribution, LaunchOptions},
     error::{Cause, Ending, Error, Result},
+    export::{Exporting, Target},
     guest::{Guest, Pending, wrong},
     import::{Archive, Progress},
     store::{Attached, Disks, Held, Unpack},
@@ -255,6 +256,32 @@ impl Machine {
         progress: impl FnMut(Progress),
     ) -> Result<Imported> {
         crate::import::import(&self.guest, disk, archive, progress)
+    }
+
+    /// Packs the root of a distribution that does not run into an archive. `progress` is called a few times a second, whether
+    /// anything moves or not; an error of its ends the export and is given back. What was written until then is the caller's
+    /// to remove.
+    pub fn export(
+        &self,
+        root: &Root,
+        to: &Target<'_>,
+        mut progress: impl FnMut(Exporting) -> Result<()>,
+    ) -> Result<Exported> {
+        crate::export::export(&self.guest, root, to, &mut progress)
+    }
+
+    /// Makes an empty file a disk with all of a distribution's files on it, for
+    /// [`Store::adopt`](crate::Store::adopt) and others; its size is `size` in bytes, or the larger of the distribution's
+    /// disks'. Flat distributions' disks are copied as they are. `progress` as for [`export`](Self::export).
+    pub fn export_image(
+        &self,
+        attached: &Attached,
+        image: &File,
+        name: &Path,
+        size: Option<u64>,
+        mut progress: impl FnMut(Exporting) -> Result<()> + Send,
+    ) -> Result<()> {
+        crate::export::image(self, attached, &crate::export::Image { file: image, name, size }, &mut progress)
     }
 
     /// Plugs in the disks of a distribution of a store; [`Attached::root`] is what to launch then.

@@ -1,4 +1,4 @@
-//! Starting the VMM and mke2fs: the one place of this crate that needs `unsafe`, for what happens between fork and exec.
+//! Starting the VMM and e2fsprogs: the one place of this crate that needs `unsafe`, for what happens between fork and exec.
 
 #![allow(unsafe_code)]
 

@@ -51,7 +51,7 @@ impl Extended {
             b"SCHILY.acl.default" => self.lists.push((true, value.to_vec())),
             _ => {
                 if let Some(name) = key.strip_prefix(b"SCHILY.xattr.") {
-                    self.attribute(name, value);
+                    self.attribute(&unescaped(name), value);
                 } else if let Some(name) = key.strip_prefix(b"LIBARCHIVE.xattr.") {
                     // The same in other letters: percent-encoded name, base64 value. SCHILY's stands beside it.
                     let _ = name;
@@ -88,6 +88,20 @@ impl Extended {
             self.sparse = sparse;
         }
     }
+}
+
+/// GNU tar writes what would end a key, and what it writes that with, as `%3D` and `%25`.
+fn unescaped(name: &[u8]) -> Vec<u8> {
+    let mut plain = Vec::with_capacity(name.len());
+    let mut rest = name;
+    while let Some((first, after)) = rest.split_first() {
+        (rest, _) = match rest {
+            [b'%', b'2', b'5', after @ ..] => (after, plain.push(b'%')),
+            [b'%', b'3', b'D', after @ ..] => (after, plain.push(b'=')),
+            _ => (after, plain.push(*first)),
+        };
+    }
+    plain
 }
 
 fn wrong(key: &[u8], value: &[u8]) -> String {
@@ -132,6 +146,11 @@ mod tests {
         assert_eq!(time("-0.25"), Some((-1, 750_000_000)));
         assert_eq!(time("x"), None);
         assert_eq!(time("1.+5"), None);
+    }
+
+    #[test]
+    fn names_of_attributes_are_what_gnu_tar_meant() {
+        assert_eq!(unescaped(b"user.a%3Db%25c%d%2"), b"user.a=b%c%d%2");
     }
 
     #[test]

@@ -61,6 +61,11 @@ pub(crate) trait Kernel {
     fn file(&mut self, path: &str, mode: u32) -> io::Result<()>;
     /// mkdirat(2) below a tree; that it is there already is no error. True if it was made.
     fn directory_in(&mut self, tree: &Self::Tree, path: &str, mode: u32, owner: u32) -> io::Result<bool>;
+    /// fstatat(2) below a tree: whether something is there.
+    fn is_in(&mut self, tree: &Self::Tree, path: &str) -> io::Result<bool>;
+    /// Copies a directory of the base's, by absolute path, to the same path below the own disk's `bound`; see
+    /// [`seed`](super::seed). False if there is none, or nothing in it.
+    fn seed(&mut self, base: &Self::Tree, own: &Self::Tree, path: &str) -> io::Result<bool>;
     /// Gives a directory below a tree the mode, the owners and the attributes of another tree's root.
     fn copy_metadata(&mut self, from: &Self::Tree, to: &Self::Tree, path: &str) -> io::Result<()>;
     /// mknodat(2): a character device.
@@ -163,6 +168,18 @@ impl Kernel for Linux {
             own(tree, path, owner)?;
         }
         Ok(is_new)
+    }
+
+    fn is_in(&mut self, tree: &OwnedFd, path: &str) -> io::Result<bool> {
+        match rustix::fs::statat(tree, path, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(_) => Ok(true),
+            Err(rustix::io::Errno::NOENT) => Ok(false),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    fn seed(&mut self, base: &OwnedFd, own: &OwnedFd, path: &str) -> io::Result<bool> {
+        super::seed::seed(base, own, path)
     }
 
     fn copy_metadata(&mut self, from: &OwnedFd, to: &OwnedFd, path: &str) -> io::Result<()> {
@@ -340,6 +357,15 @@ pub(crate) mod recording {
         fn directory_in(&mut self, tree: &String, path: &str, mode: u32, owner: u32) -> io::Result<bool> {
             self.note(format!("directory {tree}:{path} {mode:o} {owner}"))?;
             Ok(!self.present.contains(&path))
+        }
+
+        fn is_in(&mut self, _: &String, path: &str) -> io::Result<bool> {
+            Ok(self.present.contains(&path))
+        }
+
+        fn seed(&mut self, base: &String, own: &String, path: &str) -> io::Result<bool> {
+            self.note(format!("seed {own} from {base}:{path}"))?;
+            Ok(false)
         }
 
         fn copy_metadata(&mut self, from: &String, to: &String, path: &str) -> io::Result<()> {

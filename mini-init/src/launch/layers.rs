@@ -17,13 +17,16 @@
 
 use std::path::PathBuf;
 
-use undercroft_protocol::command::{Failure, FailureKind, Launch, Root};
+use undercroft_protocol::command::{Failure, FailureKind, Root};
 
 use super::{
     kernel::{Attributes, Kernel},
     users::Owner,
 };
-use crate::jobs::{failure, system};
+use crate::{
+    disk,
+    jobs::{failure, system},
+};
 
 /// The block devices that a launch names.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -34,10 +37,21 @@ pub(crate) struct Devices {
     pub(crate) base: Option<PathBuf>,
 }
 
+impl Devices {
+    /// Those of a root whose disks are attached.
+    pub(crate) fn of(root: &Root) -> Result<Self, Failure> {
+        let base = match root {
+            Root::Layered { base, .. } => Some(disk::path(base)?),
+            Root::Flat { .. } => None,
+        };
+        Ok(Self { own: disk::path(root.own_disk())?, base })
+    }
+}
+
 /// Where the layers hang while they are stacked, in the preparer's mount namespace only.
-pub(super) const OWN: &str = "/run/layers/own";
+pub(crate) const OWN: &str = "/run/layers/own";
 /// See [`OWN`].
-pub(super) const BASE: &str = "/run/layers/base";
+pub(crate) const BASE: &str = "/run/layers/base";
 
 /// `discard` gives deleted files' space back to the host; an error must not be followed by writes that make it worse. Without
 /// the third, ext4 reads or makes the block bitmap of every group after the mount, and a buddy for each: 24 MiB of pages for
@@ -51,22 +65,88 @@ type Mounted<T> = (T, Vec<T>);
 /// Mounts a distribution's root. Nothing of it is seen in the VM's own namespace.
 pub(super) fn mount<K: Kernel>(
     kernel: &mut K,
-    what: &Launch,
+    root: &Root,
     devices: &Devices,
     owner: Option<&Owner>,
 ) -> Result<Mounted<K::Tree>, Failure> {
-    let own = disk(kernel, &devices.own.display().to_string(), "the distribution's disk", &OWN_PARAMETERS)?;
-    let Root::Layered { bound, .. } = &what.root else {
+    let own = own_disk(kernel, devices, &OWN_PARAMETERS)?;
+    let Root::Layered { bound, .. } = root else {
         map(kernel, &own, owner)?;
         return Ok((own, Vec::new()));
     };
+    let base = base_disk(kernel, devices)?;
+    prepare_own(kernel, &own, &base, bound)?;
+    let root = stack(kernel, &own, &base, owner)?;
+    let bound = bound.iter().map(|path| {
+        let inside = format!("bound{path}");
+        kernel.tree_in(&own, &inside).map_err(opening(&inside))
+    });
+    Ok((root, bound.collect::<Result<_, _>>()?))
+}
+
+/// What can be read of a distribution: the root, and what is bound over it, by path.
+pub(super) type Readable<T> = (T, Vec<(String, T)>);
+
+/// Mounts a root to be read as the distribution has it: with its own owners, and of the bound directories those that its
+/// disk has. An own disk over a base is mounted for writing all the same, because an overlay without an upper layer knows
+/// no index, and would show hard links of the base apart that have been one file since one of them was written to.
+pub(super) fn mount_to_read<K: Kernel>(
+    kernel: &mut K,
+    root: &Root,
+    devices: &Devices,
+) -> Result<Readable<K::Tree>, Failure> {
+    let Root::Layered { bound, .. } = root else {
+        let own = own_disk(kernel, devices, &[("ro", ""), ("no_prefetch_block_bitmaps", "")])?;
+        return Ok((own, Vec::new()));
+    };
+    let own = own_disk(kernel, devices, &OWN_PARAMETERS)?;
+    let base = base_disk(kernel, devices)?;
+    prepare_own(kernel, &own, &base, &[])?;
+    let root = stack(kernel, &own, &base, None)?;
+    let mut there = Vec::new();
+    for path in bound {
+        check_bound(path)?;
+        let inside = format!("bound{path}");
+        match kernel.tree_in(&own, &inside) {
+            Ok(tree) => there.push((path.clone(), tree)),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+            Err(error) => return Err(opening(&inside)(error)),
+        }
+    }
+    for tree in there.iter().map(|(_, tree)| tree).chain([&root]) {
+        kernel.forbid(tree, Attributes::MOUNT_ATTR_RDONLY).map_err(system("making a mount read-only"))?;
+    }
+    Ok((root, there))
+}
+
+fn opening(inside: &str) -> impl FnOnce(std::io::Error) -> Failure + use<> {
+    system(&format!("opening {inside} on the distribution's disk"))
+}
+
+fn own_disk<K: Kernel>(
+    kernel: &mut K,
+    devices: &Devices,
+    parameters: &[(&str, &str)],
+) -> Result<K::Tree, Failure> {
+    ext4(kernel, &devices.own.display().to_string(), "the distribution's disk", parameters)
+}
+
+fn base_disk<K: Kernel>(kernel: &mut K, devices: &Devices) -> Result<K::Tree, Failure> {
     let base = devices
         .base
         .as_ref()
-        .ok_or_else(|| Failure { kind: FailureKind::Invalid, message: "the launch names no base".into() })?;
-    let base = disk(kernel, &base.display().to_string(), "the base", &[("ro", "")])?;
-    prepare_own(kernel, &own, &base, bound)?;
-    for (tree, place) in [(&own, OWN), (&base, BASE)] {
+        .ok_or_else(|| Failure { kind: FailureKind::Invalid, message: "the root names no base".into() })?;
+    ext4(kernel, &base.display().to_string(), "the base", &[("ro", "")])
+}
+
+/// The own disk over the base, each hung up where overlayfs finds it.
+fn stack<K: Kernel>(
+    kernel: &mut K,
+    own: &K::Tree,
+    base: &K::Tree,
+    owner: Option<&Owner>,
+) -> Result<K::Tree, Failure> {
+    for (tree, place) in [(own, OWN), (base, BASE)] {
         map(kernel, tree, owner)?;
         kernel.place(tree, place).map_err(system(&format!("hanging a layer at {place}")))?;
     }
@@ -81,18 +161,13 @@ pub(super) fn mount<K: Kernel>(
         ("index", "on"),
         ("xino", "on"),
     ];
-    let root = kernel
+    kernel
         .file_system("overlay", &parameters, Attributes::empty())
-        .map_err(failure(FailureKind::Disk, "stacking the distribution's disk over its base"))?;
-    let bound = bound.iter().map(|path| {
-        let inside = format!("bound{path}");
-        kernel.tree_in(&own, &inside).map_err(system(&format!("opening {inside} on the distribution's disk")))
-    });
-    Ok((root, bound.collect::<Result<_, _>>()?))
+        .map_err(failure(FailureKind::Disk, "stacking the distribution's disk over its base"))
 }
 
 /// One ext4 disk.
-fn disk<K: Kernel>(
+fn ext4<K: Kernel>(
     kernel: &mut K,
     device: &str,
     what: &str,
@@ -131,13 +206,16 @@ fn prepare_own<K: Kernel>(
     }
     for path in bound {
         check_bound(path)?;
-        let mut inside = String::from("bound");
-        for component in path.split('/') {
-            if !component.is_empty() {
-                inside.push('/');
-                inside.push_str(component);
-            }
-            kernel.directory_in(own, &inside, 0o755, ON_DISK).map_err(cannot(&inside))?;
+        let whole = format!("bound{path}");
+        if kernel.is_in(own, &whole).map_err(cannot(&whole))? {
+            continue;
+        }
+        for (end, _) in whole.match_indices('/') {
+            kernel.directory_in(own, &whole[..end], 0o755, ON_DISK).map_err(cannot(&whole[..end]))?;
+        }
+        // What was imported there would be hidden by what is bound over it.
+        if !kernel.seed(base, own, path).map_err(cannot(&whole))? {
+            kernel.directory_in(own, &whole, 0o755, ON_DISK).map_err(cannot(&whole))?;
         }
     }
     Ok(())
@@ -166,7 +244,7 @@ fn check_bound(path: &str) -> Result<(), Failure> {
 mod tests {
     use undercroft_protocol::{
         Token,
-        command::{DiskAddress, Limits, Users},
+        command::{DiskAddress, Launch, Limits, Users},
     };
 
     use super::{super::kernel::recording::Recording, *};
@@ -196,13 +274,14 @@ mod tests {
         let namespace = std::fs::File::open("/dev/null").unwrap().into();
         let owner = Owner { namespace, root: 1 << 20 };
         let mut kernel = Recording::default();
-        let (root, bound) = mount(&mut kernel, &what, &devices, Some(&owner)).unwrap();
+        let (root, bound) = mount(&mut kernel, &what.root, &devices, Some(&owner)).unwrap();
         assert_eq!(
             (root.as_str(), bound.as_slice()),
             ("overlay", &["ext4:bound/var/lib/docker".to_owned()][..])
         );
         let last_made = kernel.position("directory ext4:bound/var/lib/docker");
         assert!(kernel.position("metadata ext4 to ext4:upper") < last_made);
+        assert!(kernel.position("seed ext4 from ext4:/var/lib/docker") < last_made);
         assert!(last_made < kernel.position("map ext4"));
         assert!(kernel.position("place ext4 at /run/layers/base") < kernel.position("make overlay"));
         assert!(kernel.position("make overlay") < kernel.position("tree ext4:bound/var/lib/docker"));
@@ -210,10 +289,11 @@ mod tests {
 
     #[test]
     fn an_upper_layer_that_is_there_keeps_its_looks() {
-        let (what, devices) = layered(&[]);
-        let mut kernel = Recording { present: vec!["upper", "work"], ..Recording::default() };
-        mount(&mut kernel, &what, &devices, None).unwrap();
-        assert!(!kernel.calls.iter().any(|c| c.starts_with("metadata")), "{:#?}", kernel.calls);
+        let (what, devices) = layered(&["/opt/x"]);
+        let mut kernel = Recording { present: vec!["upper", "work", "bound/opt/x"], ..Recording::default() };
+        mount(&mut kernel, &what.root, &devices, None).unwrap();
+        let again = ["metadata", "seed", "directory ext4:bound"];
+        assert!(!kernel.calls.iter().any(|c| again.iter().any(|a| c.starts_with(a))), "{:#?}", kernel.calls);
     }
 
     #[test]
@@ -221,11 +301,28 @@ mod tests {
         let what = launch(Root::Flat { disk: DiskAddress::Lun(1) });
         let devices = Devices { own: "/dev/sdb".into(), base: None };
         let mut kernel = Recording::default();
-        mount(&mut kernel, &what, &devices, None).unwrap();
+        mount(&mut kernel, &what.root, &devices, None).unwrap();
         assert_eq!(
             kernel.calls,
             ["make ext4 source=/dev/sdb,discard=,errors=remount-ro,no_prefetch_block_bitmaps="]
         );
+    }
+
+    #[test]
+    fn what_is_only_read_is_not_written_to() {
+        let flat = launch(Root::Flat { disk: DiskAddress::Lun(1) });
+        let devices = Devices { own: "/dev/sdb".into(), base: None };
+        let mut kernel = Recording::default();
+        mount_to_read(&mut kernel, &flat.root, &devices).unwrap();
+        assert_eq!(kernel.calls, ["make ext4 source=/dev/sdb,ro=,no_prefetch_block_bitmaps="]);
+
+        let (what, devices) = layered(&["/var/lib/docker"]);
+        let mut kernel = Recording { present: vec!["upper", "work"], ..Recording::default() };
+        let (_, bound) = mount_to_read(&mut kernel, &what.root, &devices).unwrap();
+        assert_eq!(bound, [("/var/lib/docker".to_owned(), "ext4:bound/var/lib/docker".to_owned())]);
+        kernel.position("forbid overlay MountAttrFlags(MOUNT_ATTR_RDONLY");
+        kernel.position("forbid ext4:bound/var/lib/docker MountAttrFlags(MOUNT_ATTR_RDONLY");
+        assert!(!kernel.calls.iter().any(|c| c.starts_with("directory ext4:bound") || c.starts_with("map")));
     }
 
     #[test]

@@ -25,6 +25,7 @@ mod exec;
 mod handover;
 mod kernel;
 mod layers;
+mod seed;
 mod users;
 
 use std::os::fd::{AsFd, OwnedFd};
@@ -34,7 +35,7 @@ use undercroft_guest::{
     clock,
     process::{clone_beside, exit_child},
 };
-use undercroft_protocol::command::{Failure, Launch, Users};
+use undercroft_protocol::command::{Failure, Launch, Root, Users};
 
 use crate::{
     jobs::{self, Job, Mouth, Purpose, Word, system},
@@ -43,7 +44,7 @@ use crate::{
 pub(crate) use cgroup::path as cgroup_path;
 pub(crate) use devices::INIT;
 use kernel::{Kernel, Linux};
-pub(crate) use layers::Devices;
+pub(crate) use layers::{BASE, Devices, OWN};
 
 /// The namespaces that are made with the child, whosever its users are. The cgroup namespace follows, see [`child`].
 const NAMESPACES: CloneFlags = CloneFlags::CLONE_NEWNS
@@ -60,6 +61,24 @@ pub(crate) fn start(request: u64, what: &Launch, devices: &Devices) -> Result<Jo
     let mut job = jobs::start_silent(purpose, |mouth| prepare(what, devices, mouth))?;
     job.marks.push(asked);
     Ok(job)
+}
+
+/// A distribution's root, to be read by this process.
+#[derive(Debug)]
+pub(crate) struct Readable {
+    /// The root, as the distribution has it.
+    pub(crate) root: OwnedFd,
+    /// What is bound over it, by absolute path.
+    pub(crate) bound: Vec<(String, OwnedFd)>,
+}
+
+/// Mounts a root to be read, in a mount namespace of this process's own. Its layers hang at [`OWN`] and [`BASE`].
+pub(crate) fn open_to_read(root: &Root, devices: &Devices) -> Result<Readable, Failure> {
+    let mut kernel = Linux;
+    kernel.unshare(CloneFlags::CLONE_NEWNS).map_err(system("making a mount namespace"))?;
+    kernel.make_private("/").map_err(system("making the mounts private"))?;
+    let (root, bound) = layers::mount_to_read(&mut kernel, root, devices)?;
+    Ok(Readable { root, bound })
 }
 
 /// The preparer's work.
@@ -90,7 +109,7 @@ fn prepare(what: &Launch, devices: &Devices, mouth: &mut Mouth) -> Result<(), Fa
     // For the layers, which have to hang somewhere until they are stacked.
     kernel.unshare(CloneFlags::CLONE_NEWNS).map_err(system("making a mount namespace"))?;
     kernel.make_private("/").map_err(system("making the mounts private"))?;
-    let (root, bound) = layers::mount(&mut kernel, what, devices, owner.as_ref())?;
+    let (root, bound) = layers::mount(&mut kernel, &what.root, devices, owner.as_ref())?;
     root_check::check_at(root.as_fd()).map_err(|reason| Failure {
         kind: undercroft_protocol::command::FailureKind::NotARoot,
         message: reason.to_string(),

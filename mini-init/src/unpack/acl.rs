@@ -61,6 +61,47 @@ pub(super) fn value(
     Ok(value)
 }
 
+/// The list that an attribute holds, in the kernel's order, with numbers for names; `None` for what is none.
+pub(crate) fn text(value: &[u8]) -> Option<String> {
+    let (version, entries) = value.split_first_chunk::<4>()?;
+    let (entries, rest) = entries.as_chunks::<8>();
+    if u32::from_le_bytes(*version) != 2 || entries.is_empty() || !rest.is_empty() {
+        return None;
+    }
+    let mut parsed = Vec::new();
+    for [t0, t1, p0, p1, id @ ..] in entries {
+        parsed.push((
+            u16::from_le_bytes([*t0, *t1]),
+            u32::from_le_bytes(*id),
+            u16::from_le_bytes([*p0, *p1]),
+        ));
+    }
+    parsed.sort_unstable();
+    let mut lines = Vec::new();
+    for (tag, id, permissions) in parsed {
+        let (kind, id) = match tag {
+            0x01 => ("user", None),
+            0x02 => ("user", Some(id)),
+            0x04 => ("group", None),
+            0x08 => ("group", Some(id)),
+            0x10 => ("mask", None),
+            0x20 => ("other", None),
+            _ => return None,
+        };
+        if permissions > 7 {
+            return None;
+        }
+        let bit = |bit, letter| if permissions & bit != 0 { letter } else { '-' };
+        let permissions: String = [bit(4, 'r'), bit(2, 'w'), bit(1, 'x')].iter().collect();
+        // The number twice: who looks for a name finds none, and star's field behind the permissions holds before it.
+        lines.push(match id {
+            Some(id) => format!("{kind}:{id}:{permissions}:{id}"),
+            None => format!("{kind}::{permissions}"),
+        });
+    }
+    Some(lines.join(","))
+}
+
 /// The number of a name in a file such as /etc/passwd or /etc/group, whose third field it is in both.
 pub(super) fn number_in(table: &[u8], name: &str) -> Option<u32> {
     let of = |line: &[u8]| {
@@ -90,6 +131,16 @@ mod tests {
         assert_eq!(lines[..12], [2, 0, 0, 0, 1, 0, 6, 0, 255, 255, 255, 255]);
         assert_eq!(lines[12..20], [2, 0, 4, 0, 232, 3, 0, 0]);
         assert_eq!(lines.len(), 4 + 5 * 8);
+    }
+
+    #[test]
+    fn a_list_is_written_as_it_is_read() {
+        let list = "user::rw-,user:7:r-x:7,user:1000:r--:1000,group::r--,group:5:---:5,mask::rwx,other::---";
+        let bytes = value(list.as_bytes(), &mut |_, _| None).unwrap();
+        assert_eq!(text(&bytes).as_deref(), Some(list));
+        for damage in [&bytes[..bytes.len() - 1], &bytes[..4], b"", &[&bytes[..4], &[9; 8]].concat()] {
+            assert_eq!(text(damage), None);
+        }
     }
 
     #[test]

@@ -31,12 +31,22 @@ pub(super) struct Metadata {
     gid: u32,
     modified: (i64, u32),
     attributes: Vec<(Vec<u8>, Vec<u8>)>,
+    /// Whether it lies where a container engine stacks layers: overlayfs's marks are those layers' there.
+    layers: bool,
 }
 
 impl Metadata {
     pub(super) fn of(entry: &Entry) -> Self {
         let Entry { mode, uid, gid, modified, attributes, .. } = entry;
-        Self { mode: *mode, uid: *uid, gid: *gid, modified: *modified, attributes: attributes.clone() }
+        let bound = undercroft_protocol::command::BOUND;
+        Self {
+            mode: *mode,
+            uid: *uid,
+            gid: *gid,
+            modified: *modified,
+            attributes: attributes.clone(),
+            layers: !attributes.is_empty() && bound.iter().any(|path| super::is_below(&entry.name, path)),
+        }
     }
 
     /// Bytes that it takes.
@@ -93,7 +103,7 @@ impl Metadata {
         for (name, value) in &self.attributes {
             let shown = crate::archive::printable(name);
             // Another system's overlay: here it would say something about a file that is only a file.
-            if name.starts_with(b"trusted.overlay.") {
+            if name.starts_with(b"trusted.overlay.") && !self.layers {
                 warn(format!("the attribute {shown} is left out"));
                 continue;
             }

@@ -29,6 +29,7 @@ use nix::{
 };
 
 use crate::archive::{Archive, ArchiveError, Entry, Kind, printable};
+pub(crate) use acl::text as acl_text;
 use metadata::Metadata;
 use tree::{Name, Tree};
 
@@ -438,6 +439,13 @@ impl<R: Read> Unpacker<R> {
         }
         Ok(self.account)
     }
+}
+
+/// Whether an archive's name (`./var/lib/x` and the like) is that of an absolute path, or of something below it.
+pub(crate) fn is_below(name: &[u8], path: &str) -> bool {
+    let Ok(name) = Name::check(name) else { return false };
+    let rest = name.bytes().strip_prefix(path.trim_start_matches('/').as_bytes());
+    rest.is_some_and(|rest| rest.is_empty() || rest.starts_with(b"/"))
 }
 
 /// Flushes everything that was unpacked, so that an error that the disk has kept back is told now.

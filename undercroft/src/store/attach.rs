@@ -6,16 +6,11 @@ use std::{
     sync::{Mutex, PoisonError},
 };
 
+pub use undercroft_protocol::command::BOUND;
 use undercroft_protocol::command::{DiskAddress, Root};
 
-use super::{Base, Held};
+use super::{Base, Held, file_size};
 use crate::{Machine, digest::Digest, error::Result};
-
-/// Directories that are bound from the own disk of a layered distribution: container engines keep there what they stack by
-/// overlayfs themselves, and overlayfs is refused as an upper layer (fs/overlayfs/params.c of Linux 6.12, `not supported as
-/// upperdir`).
-pub const BOUND: [&str; 4] =
-    ["/var/lib/docker", "/var/lib/containerd", "/var/lib/containers", "/var/lib/buildkit"];
 
 /// What disks are plugged into: a [`Machine`].
 pub trait Plugs {
@@ -54,14 +49,25 @@ struct Plugged {
 pub struct Attached {
     root: Root,
     base: Option<Digest>,
-    // Its lock.
-    _disk: File,
+    base_size: u64,
+    // Its lock, too.
+    disk: File,
 }
 
 impl Attached {
     /// What to launch.
     pub fn root(&self) -> &Root {
         &self.root
+    }
+
+    /// Its own disk.
+    pub fn disk(&self) -> &File {
+        &self.disk
+    }
+
+    /// The size of the larger one of its disks, in bytes.
+    pub fn size(&self) -> Result<u64> {
+        Ok(file_size(&self.disk)?.max(self.base_size))
     }
 }
 
@@ -70,6 +76,7 @@ impl Disks {
     pub fn attach(&self, machine: &impl Plugs, held: Held) -> Result<Attached> {
         let Held { disk, base, .. } = held;
         let digest = base.as_ref().map(Base::digest);
+        let base_size = base.as_ref().map_or(Ok(0), |base| file_size(base.file()))?;
         let base = base.map(|base| self.attach_base(machine, base)).transpose()?;
         let own = machine.attach_disk(&disk, false).inspect_err(|_| {
             if let Some(digest) = &digest {
@@ -81,13 +88,13 @@ impl Disks {
             None => Root::Flat { disk: own },
             Some(base) => Root::Layered { base, disk: own, bound: BOUND.map(str::to_owned).into() },
         };
-        Ok(Attached { root, base: digest, _disk: disk })
+        Ok(Attached { root, base: digest, base_size, disk })
     }
 
     /// Pulls out what a distribution had that is not launched any more. If its own disk cannot be pulled out, its base
     /// stays, too: the guest still has both mounted.
     pub fn detach(&self, machine: &impl Plugs, attached: Attached) -> Result<()> {
-        let Attached { root, base, _disk } = attached;
+        let Attached { root, base, disk: _disk, .. } = attached;
         machine.detach_disk(root.own_disk().clone())?;
         base.map_or(Ok(()), |digest| self.detach_base(machine, &digest))
     }

@@ -2,8 +2,7 @@
 
 use std::{
     fs::{self, File},
-    path::PathBuf,
-    time::{SystemTime, UNIX_EPOCH},
+    path::{Path, PathBuf},
 };
 
 use undercroft_protocol::command::Imported;
@@ -13,7 +12,8 @@ use super::{
     name::folder,
     names, partial,
     partial::Partial,
-    record::{Content, Record, VERSION, open_regular},
+    record::{self, Content, Record, open_regular},
+    settings::Settings,
     sync_folder,
 };
 use crate::{
@@ -46,8 +46,7 @@ pub struct Held {
 impl Held {
     /// The size of its own disk, in bytes.
     pub fn size(&self) -> Result<u64> {
-        let about = self.disk.metadata();
-        Ok(about.map_err(|source| Error::System { what: "look at a disk", source })?.len())
+        super::file_size(&self.disk)
     }
 }
 
@@ -55,8 +54,8 @@ impl Store {
     /// Makes a distribution from a base, with a disk of this size (in bytes). Nothing is copied.
     pub fn create(&self, name: &str, base: &Base, size: u64) -> Result<Record> {
         let guard = self.lock()?;
-        let new = self.begin(&guard, name, size)?;
-        self.finish(&guard, new, Content::Layered(base.digest()))
+        let new = self.begin_empty(&guard, name, size)?;
+        self.finish(&guard, new, Content::Layered(base.digest()), Settings::default())
     }
 
     /// Makes a distribution with everything on its own disk (of this size in bytes), and tells what was unpacked there.
@@ -67,15 +66,23 @@ impl Store {
         size: u64,
         by: &mut dyn Unpack,
     ) -> Result<(Record, Imported)> {
-        let new = self.begin(&self.lock()?, name, size)?;
+        let new = self.begin_empty(&self.lock()?, name, size)?;
         let archive = Archive::open(file.path())?;
         let unpacked = by.unpack(&new.disk, archive);
         let imported = unpacked.map_err(|error| disk::explain(&new.partial.path, error))?;
         file.check()?;
-        Ok((self.finish(&self.lock()?, new, Content::Flat)?, imported))
+        Ok((self.finish(&self.lock()?, new, Content::Flat, Settings::default())?, imported))
     }
 
-    fn begin(&self, guard: &Guard, name: &str, size: u64) -> Result<New> {
+    /// With an empty file system of this size (in bytes) on its disk.
+    fn begin_empty(&self, guard: &Guard, name: &str, size: u64) -> Result<New> {
+        let new = self.begin(guard, name)?;
+        disk::format(&new.disk, &new.disk_path(), size, Journal::Yes)?;
+        Ok(new)
+    }
+
+    /// Begins to make a distribution: its disk is an empty file.
+    pub(super) fn begin(&self, guard: &Guard, name: &str) -> Result<New> {
         check_name(name)?;
         let folder = folder(name);
         let path = self.partial(&format!("new-{folder}"));
@@ -91,14 +98,12 @@ impl Store {
         let path = partial.path.join(DISK);
         let disk = disk::create_file(&path)?;
         lock::exclusive(&disk, &path)?;
-        disk::format(&disk, &path, size, Journal::Yes)?;
         Ok(New { name: name.into(), partial, disk })
     }
 
     /// Gives a distribution its place.
-    fn finish(&self, _: &Guard, new: New, content: Content) -> Result<Record> {
-        let created = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-        let record = Record { version: VERSION, name: new.name, content, created };
+    pub(super) fn finish(&self, _: &Guard, new: New, content: Content, settings: Settings) -> Result<Record> {
+        let record = Record::new(&new.name, content, settings);
         let partial = &new.partial.path;
         new.disk.sync_all().map_err(|source| Error::File {
             what: "sync",
@@ -143,8 +148,9 @@ impl Store {
         check_name(name)?;
         let guard = self.lock()?;
         let folder = folder(name);
+        self.settle_left(&guard, Some(&folder))?;
         let record = self.read(&guard, &folder)?.ok_or_else(|| StoreError::Unknown(name.into()))?;
-        let path = self.folder(&folder).join(DISK);
+        let path = self.disk_path(&folder, &record);
         let disk = open_regular(&path, true)?;
         if !lock::try_exclusive(&disk, &path)? {
             return Err(StoreError::InUse(record.name).into());
@@ -164,16 +170,20 @@ impl Store {
     }
 
     /// Removes a distribution that nobody uses, and its base if it was the last one made from it: tells which bases went.
-    /// One whose record is damaged can be removed, too.
+    /// One whose record is damaged can be removed, too. An [adopted](Record::adopted) disk stays.
     pub fn remove(&self, name: &str) -> Result<Vec<Digest>> {
         check_name(name)?;
         let guard = self.lock()?;
         let folder = folder(name);
+        self.settle_left(&guard, Some(&folder))?;
         let place = self.folder(&folder);
-        let disk = place.join(DISK);
         if !place.exists() {
             return Err(StoreError::Unknown(name.into()).into());
         }
+        let disk = match self.read(&guard, &folder) {
+            Ok(Some(record)) => self.disk_path(&folder, &record),
+            _ => place.join(DISK),
+        };
         // Held until it is gone.
         let lock = match open_regular(&disk, false) {
             Ok(file) if !lock::try_exclusive(&file, &disk)? => {
@@ -187,10 +197,27 @@ impl Store {
         partial::remove(&gone)?;
         // From here on it is removed, whatever happens.
         partial::rename(&place, &gone)?;
+        self.forget_default(&folder)?;
         let bases = self.remove_unused_bases(&guard)?;
-        partial::remove(&gone)?;
+        self.remove_gone(&gone)?;
         drop(lock);
         Ok(bases)
+    }
+
+    /// Removes the folder of a distribution that is none any more, and its disk elsewhere before it, which only the record
+    /// names.
+    pub(super) fn remove_gone(&self, gone: &Path) -> Result<()> {
+        if let Ok(record) = record::read::<Record>(&gone.join(RECORD))
+            && let Some(disk) = record.disk.filter(|disk| !record.adopted && disk.is_absolute())
+        {
+            partial::remove(&disk)?;
+        }
+        partial::remove(gone)
+    }
+
+    /// Where a distribution's own disk is.
+    pub(super) fn disk_path(&self, folder: &str, record: &Record) -> PathBuf {
+        record.disk.clone().unwrap_or_else(|| self.folder(folder).join(DISK))
     }
 
     pub(super) fn list_locked(&self, guard: &Guard) -> Result<Listed> {
@@ -205,7 +232,7 @@ impl Store {
     }
 
     /// The record of a folder, if there is such a folder.
-    fn read(&self, _: &Guard, folder: &str) -> Result<Option<Record>> {
+    pub(super) fn read(&self, _: &Guard, folder: &str) -> Result<Option<Record>> {
         let place = self.folder(folder);
         match Record::read(&place.join(RECORD), folder) {
             Ok(record) => Ok(Some(record)),
@@ -214,14 +241,20 @@ impl Store {
         }
     }
 
-    fn folder(&self, folder: &str) -> PathBuf {
+    pub(super) fn folder(&self, folder: &str) -> PathBuf {
         self.directory.join(DISTRIBUTIONS).join(folder)
     }
 }
 
 /// A distribution that is being made; the lock on its disk tells others so.
-struct New {
+pub(super) struct New {
     name: String,
     partial: Partial,
-    disk: File,
+    pub(super) disk: File,
+}
+
+impl New {
+    pub(super) fn disk_path(&self) -> PathBuf {
+        self.partial.path.join(DISK)
+    }
 }

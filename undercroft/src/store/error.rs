@@ -31,6 +31,32 @@ pub enum StoreError {
         /// Where it should be.
         path: PathBuf,
     },
+    /// A disk cannot be made so small.
+    #[error("{name} cannot be made {} MiB large: what is on its disk takes {} MiB", wanted >> 20, least.div_ceil(1 << 20))]
+    TooSmall {
+        /// The distribution.
+        name: String,
+        /// Bytes that were asked for.
+        wanted: u64,
+        /// Bytes that are the least.
+        least: u64,
+    },
+    /// A file is no disk that could be a distribution's.
+    #[error("{} is no disk of a distribution: {reason}", path.display())]
+    NoImage {
+        /// Which.
+        path: PathBuf,
+        /// What does not fit.
+        reason: String,
+    },
+    /// An image is a distribution's disk already.
+    #[error("{} belongs to {owner} already", path.display())]
+    Owned {
+        /// The image.
+        path: PathBuf,
+        /// The distribution.
+        owner: String,
+    },
     /// A file of the store is not what it must be.
     #[error("{}: {reason}", path.display())]
     Damaged {

@@ -5,7 +5,8 @@
 //! lock                              who changes something holds it (flock), for moments
 //! bases/DIGEST.ext4                 read-only; an import, by the SHA-256 of the archive file
 //! distributions/NAME/record.json    the name as it was typed, its base, when it was made
-//! distributions/NAME/disk.ext4      its own disk
+//! distributions/NAME/disk.ext4      its own disk, unless the record says that it is elsewhere
+//! default.json                      the distribution that is meant when none is named
 //! partial/…                         what is being made or removed
 //! digests/…                         files that were hashed, to spare doing it again
 //! ```
@@ -13,7 +14,8 @@
 //! What has its place in `bases` or `distributions` is whole. It is made in `partial` and moved by one rename(2), and
 //! moved back by one before it is removed; files and folders are synced before it counts. Whatever a killed process left is
 //! therefore in `partial`, where nobody has a lock on it, and the next [`Store::open`] clears it away. The same goes for a
-//! base that no record names. Nothing is counted: a base's users are the records that name it.
+//! base that no record names. Nothing is counted: a base's users are the records that name it. A change that one rename(2)
+//! cannot make, because a disk is elsewhere or a folder's name is in its record, is written down first ([`intent`]).
 //!
 //! Locks are on the files themselves: who makes one, or uses a distribution's disk, is alone with it; a base's users share.
 
@@ -28,14 +30,20 @@ use std::{
 
 use crate::error::{Error, Result};
 
+mod adopt;
 mod attach;
 mod base;
+mod change;
+mod default;
 mod distribution;
 mod error;
+mod fault;
+mod intent;
 mod lock;
 mod name;
 mod partial;
 mod record;
+mod settings;
 
 pub use attach::{Attached, BOUND, Disks, Plugs};
 pub use base::{Base, Unpack};
@@ -43,6 +51,7 @@ pub use distribution::{Held, Listed};
 pub use error::StoreError;
 pub use name::check_name;
 pub use record::{Content, Record};
+pub use settings::{Settings, Setup};
 
 const BASES: &str = "bases";
 const DISTRIBUTIONS: &str = "distributions";
@@ -50,6 +59,8 @@ const PARTIAL: &str = "partial";
 const DIGESTS: &str = "digests";
 const DISK: &str = "disk.ext4";
 const RECORD: &str = "record.json";
+/// The version of a store's folders and files as a whole.
+const VERSION: u64 = 1;
 
 /// A store. Cheap to open; any number of processes and threads may have the same one open.
 #[derive(Debug)]
@@ -78,6 +89,8 @@ pub enum Leftover {
     Removed,
     /// A base without a distribution.
     Base,
+    /// A change of a distribution, which has been finished or undone.
+    Change,
 }
 
 impl fmt::Display for Cleared {
@@ -87,6 +100,7 @@ impl fmt::Display for Cleared {
             Leftover::New => "what was there of a distribution that was being made",
             Leftover::Removed => "the rest of a distribution that was being removed",
             Leftover::Base => "a base that no distribution uses",
+            Leftover::Change => "what was left of a change of a distribution",
         };
         write!(f, "cleared away {what} ({})", self.name)
     }
@@ -109,10 +123,10 @@ impl Store {
         let guard = store.lock()?;
         let version = store.directory.join("store.json");
         if version.exists() {
-            record::read::<record::Version>(&version)?;
+            record::read_version::<record::Version>(&version, VERSION)?;
         } else {
             let partial = partial::Partial::new(&guard, store.partial("store.json"))?;
-            record::write(&partial.path, &record::Version { version: record::VERSION })?;
+            record::write(&partial.path, &record::Version { version: VERSION })?;
             partial.move_to(&version)?;
         }
         store.cleared = store.clear(&guard)?;
@@ -148,18 +162,24 @@ impl Store {
     }
 
     fn clear(&self, guard: &Guard) -> Result<Vec<Cleared>> {
-        let mut cleared = Vec::new();
+        let settled = self.settle_left(guard, None)?;
+        let mut cleared: Vec<Cleared> =
+            settled.into_iter().map(|name| Cleared { what: Leftover::Change, name }).collect();
         for name in names(&self.directory.join(PARTIAL))? {
             let path = self.partial(&name);
-            if partial::is_used(&path)? {
+            if name.starts_with(intent::PREFIX) || partial::is_used(&path)? {
                 continue;
             }
-            partial::remove(&path)?;
             let what = match name.split('-').next() {
                 Some("new") => Leftover::New,
                 Some("gone") => Leftover::Removed,
+                Some("record" | "note" | "default.json" | "store.json") => Leftover::Change,
                 _ => Leftover::Import,
             };
+            match what {
+                Leftover::Removed => self.remove_gone(&path)?,
+                _ => partial::remove(&path)?,
+            }
             cleared.push(Cleared { what, name });
         }
         let bases = self.remove_unused_bases(guard)?;
@@ -167,6 +187,12 @@ impl Store {
             .extend(bases.into_iter().map(|base| Cleared { what: Leftover::Base, name: base.to_string() }));
         Ok(cleared)
     }
+}
+
+/// A file's length, in bytes.
+fn file_size(file: &File) -> Result<u64> {
+    let about = file.metadata();
+    Ok(about.map_err(|source| Error::System { what: "look at a disk", source })?.len())
 }
 
 /// The names in a folder, sorted. What is not UTF-8 is not ours.
@@ -182,6 +208,7 @@ fn names(folder: &Path) -> Result<Vec<String>> {
 
 /// Makes what was created, renamed or removed in a folder last.
 fn sync_folder(folder: &Path) -> Result<()> {
+    fault::point();
     let synced = File::open(folder).and_then(|folder| folder.sync_all());
     synced.map_err(|source| Error::File { what: "sync", path: folder.into(), source })
 }

@@ -6,7 +6,7 @@ use std::{
     sync::atomic::{AtomicU64, Ordering},
 };
 
-use super::{DISK, Guard, folder_of, is_absent, lock, record::open_regular, sync_folder};
+use super::{DISK, Guard, fault, folder_of, is_absent, lock, record::open_regular, sync_folder};
 use crate::error::{Error, Result};
 
 /// A file or folder below `partial`, which goes unless it is moved to its place.
@@ -46,13 +46,16 @@ impl Drop for Partial {
 
 /// Moves something from one folder to another, for good.
 pub(super) fn rename(from: &Path, to: &Path) -> Result<()> {
+    fault::point();
     fs::rename(from, to).map_err(|source| Error::File { what: "rename to", path: to.into(), source })?;
+    fault::point();
     sync_folder(folder_of(to))?;
     sync_folder(folder_of(from))
 }
 
 /// Removes a file or a folder, if it is there.
 pub(super) fn remove(path: &Path) -> Result<()> {
+    fault::point();
     let removed = match fs::symlink_metadata(path) {
         Ok(about) if about.is_dir() => fs::remove_dir_all(path),
         Ok(_) => fs::remove_file(path),

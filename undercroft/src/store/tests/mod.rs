@@ -15,7 +15,9 @@ use undercroft_protocol::command::{DiskAddress, Imported, Root};
 use super::*;
 use crate::{Archive, KnownFile, disk};
 
+mod changes;
 mod crash;
+mod faults;
 
 const SIZE: u64 = 1 << 30;
 
@@ -27,7 +29,10 @@ struct Fixture {
 
 /// `None` where there is no mke2fs: the host's programs are not needed to build this crate.
 fn fixture() -> Option<Fixture> {
-    let folder = tempfile::tempdir().unwrap();
+    fixture_in(tempfile::tempdir().unwrap())
+}
+
+fn fixture_in(folder: tempfile::TempDir) -> Option<Fixture> {
     if let Err(Error::NoProgram { .. }) = disk::NewDisk::create(&folder.path().join("probe"), SIZE) {
         eprintln!("skipped: mke2fs is not installed");
         return None;
@@ -250,7 +255,7 @@ fn records_are_claims() {
         "",
         "{}",
         "[1]",
-        "{\"version\":1}",
+        "{\"version\":2}",
         &huge,
         &good.replace("bad", "../bad"),
         &good.replace("bad", "other"),
@@ -266,8 +271,8 @@ fn records_are_claims() {
         let listed = f.store.list().unwrap();
         assert_eq!((listed.distributions.len(), listed.damaged.len()), (1, 1));
     }
-    fs::write(&path, good.replace("\"version\":1", "\"version\":2")).unwrap();
-    assert!(matches!(refusal(f.store.hold("bad").unwrap_err()), StoreError::Newer { version: 2, .. }));
+    fs::write(&path, good.replace("\"version\":2", "\"version\":3")).unwrap();
+    assert!(matches!(refusal(f.store.hold("bad").unwrap_err()), StoreError::Newer { version: 3, .. }));
     fs::remove_file(&path).unwrap();
     std::os::unix::fs::symlink("/etc/passwd", &path).unwrap();
     f.store.hold("bad").unwrap_err();

@@ -1,0 +1,99 @@
+//! Disks from elsewhere: an image that becomes a distribution where it stands, and one that is copied.
+
+use std::{
+    fs::{self, File},
+    os::unix::fs::MetadataExt,
+    path::Path,
+};
+
+use super::{
+    Content, Guard, Record, Settings, Store, StoreError, check_name, file_size, lock,
+    name::folder,
+    partial::{self, Partial},
+    record::{self, open_regular},
+    sync_folder,
+};
+use crate::{
+    copy::{Tell, copy_sparse},
+    e2fs::Superblock,
+    error::{Error, Result},
+};
+
+impl Store {
+    /// Makes an ext4 image with a root file system a flat distribution, where it stands. It stays there, too, when the
+    /// distribution is removed, unless it was moved by [`relocate`](Self::relocate).
+    pub fn adopt(&self, name: &str, image: &Path) -> Result<Record> {
+        check_name(name)?;
+        let path = image.canonicalize().map_err(|source| Error::File {
+            what: "open",
+            path: image.into(),
+            source,
+        })?;
+        let disk = open_regular(&path, true)?;
+        if !lock::try_exclusive(&disk, &path)? {
+            return Err(StoreError::InUse(path.display().to_string()).into());
+        }
+        check_image(&disk, &path)?;
+        let guard = self.lock()?;
+        if let Some(owner) = self.owner_of(&guard, &disk, &path)? {
+            return Err(StoreError::Owned { path, owner }.into());
+        }
+        let folder = folder(name);
+        let place = self.partial(&format!("new-{folder}"));
+        if self.folder(&folder).exists() || partial::is_used(&place)? {
+            return Err(StoreError::Taken(name.into()).into());
+        }
+        let partial = Partial::new(&guard, place)?;
+        let failed = |source| Error::File { what: "create", path: partial.path.clone(), source };
+        fs::create_dir(&partial.path).map_err(failed)?;
+        let record = Record {
+            disk: Some(path),
+            adopted: true,
+            ..Record::new(name, Content::Flat, Settings::default())
+        };
+        record.write(&partial.path.join(record::FILE))?;
+        sync_folder(&partial.path)?;
+        partial.move_to(&self.folder(&folder))?;
+        Ok(record)
+    }
+
+    /// Makes a flat distribution with a copy of an ext4 image. `tell` as for [`clone_as`](Self::clone_as).
+    pub fn create_from_image(&self, name: &str, image: &File, tell: &mut Tell<'_>) -> Result<Record> {
+        let new = self.begin(&self.lock()?, name)?;
+        check_image(image, Path::new("the image"))?;
+        copy_sparse(image, &new.disk, &new.disk_path(), tell)?;
+        self.finish(&self.lock()?, new, Content::Flat, Settings::default())
+    }
+
+    /// Whose disk a file is, if it is one of this store's.
+    fn owner_of(&self, guard: &Guard, disk: &File, path: &Path) -> Result<Option<String>> {
+        let about =
+            disk.metadata().map_err(|source| Error::File { what: "open", path: path.into(), source })?;
+        let is_it = |record: &Record| {
+            fs::metadata(self.disk_path(&folder(&record.name), record))
+                .is_ok_and(|other| (other.dev(), other.ino()) == (about.dev(), about.ino()))
+        };
+        if let Some(owner) = self.list_locked(guard)?.distributions.iter().find(|record| is_it(record)) {
+            return Ok(Some(owner.name.clone()));
+        }
+        // A base, or what is being made.
+        let inside = self.directory.canonicalize().is_ok_and(|store| path.starts_with(store));
+        Ok(inside.then(|| "the store itself".into()))
+    }
+}
+
+/// Whether a file begins like an ext4 file system, and is as long as that says.
+fn check_image(image: &File, path: &Path) -> Result<()> {
+    let refused = |reason: String| StoreError::NoImage { path: path.into(), reason };
+    let read = Superblock::read(image);
+    let superblock = read.map_err(|source| Error::File { what: "read", path: path.into(), source })?;
+    let superblock = superblock.ok_or_else(|| {
+        refused("expected an ext4 file system, and its magic number is not where it should be".into())
+    })?;
+    let (size, have) = (superblock.size(), file_size(image)?);
+    if size == 0 || size > have {
+        let reason = format!("its file system has {size} bytes, and the file {have}: it was cut off");
+        return Err(refused(reason).into());
+    }
+    Ok(())
+}
