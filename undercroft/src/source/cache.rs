@@ -123,8 +123,13 @@ impl Cache {
 
     /// Gives a file that is whole its place. The file's lock goes over to the value.
     pub(super) fn keep(&self, from: &Path, lock: File, digest: &Digest, name: &str) -> Result<Kept> {
-        if let Some(kept) = self.kept(digest, name).filter(|kept| length(&kept.lock) == length(&lock)) {
-            // The same bytes, and somebody may be reading them there.
+        // Somebody who uses the same file has looked whether it is whole, and is not to lose it; without anybody, who knows.
+        let used = |kept: &Kept| {
+            let used = flock(&kept.lock, FlockOperation::NonBlockingLockExclusive).is_err();
+            // What failed has taken the shared lock away.
+            used && flock(&kept.lock, FlockOperation::LockShared).is_ok() && is_at(&kept.lock, &kept.path)
+        };
+        if let Some(kept) = self.kept(digest, name).filter(used) {
             let _ = fs::remove_file(from);
             return Ok(kept);
         }
@@ -223,10 +228,6 @@ fn is_at(file: &File, path: &Path) -> bool {
     let identity = |about: io::Result<fs::Metadata>| about.ok().map(|about| (about.dev(), about.ino()));
     let file = identity(file.metadata());
     file.is_some() && file == identity(fs::symlink_metadata(path))
-}
-
-fn length(file: &File) -> Option<u64> {
-    file.metadata().map(|about| about.len()).ok()
 }
 
 /// A text as part of a file's name: what else it may hold becomes a dash.

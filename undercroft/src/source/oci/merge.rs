@@ -5,6 +5,7 @@
 //! now (it led through a link, or the name that had the content is gone) are its name's fields and records written anew.
 
 use std::{
+    collections::BTreeMap,
     fs::File,
     io::{self, BufWriter, Write},
     path::Path,
@@ -19,7 +20,7 @@ use super::{
         progress::{Phase, Watch},
     },
     entries::{BLOCK, Entry, Region, Walk, parts, records_of},
-    tree::{Node, Stored, Tree},
+    tree::{Inode, Node, Stored, Tree},
 };
 use crate::digest::Digest;
 
@@ -46,7 +47,7 @@ pub(super) fn write(
         writer: BufWriter::with_capacity(CHUNK, to.0),
         hash: Sha256::new(),
         length: 0,
-        first_names: vec![None; tree.inodes.len()],
+        first_names: BTreeMap::new(),
         buffer: vec![0; CHUNK],
     };
     out.directory(&tree.root, &mut Vec::new(), watch)?;
@@ -65,8 +66,8 @@ struct Out<'a> {
     writer: BufWriter<&'a File>,
     hash: Sha256,
     length: u64,
-    /// The name under which each file was written.
-    first_names: Vec<Option<Box<[u8]>>>,
+    /// The name under which each file was written that may have another.
+    first_names: BTreeMap<usize, Box<[u8]>>,
     buffer: Vec<u8>,
 }
 
@@ -95,17 +96,19 @@ impl Out<'_> {
     }
 
     fn file(&mut self, inode: usize, path: &[u8], watch: &mut Watch<'_>) -> Result<()> {
-        let stored = &self.tree.inodes[inode].stored;
-        match self.first_names[inode].clone() {
-            Some(first) => self.hard_link(stored, path, &first),
-            None => {
-                self.first_names[inode] = Some(path.into());
-                self.stored(stored, path, watch)
-            }
+        let Inode { stored, has_names, .. } = &self.tree.inodes[inode];
+        if let Some(first) = self.first_names.get(&inode).cloned() {
+            return self.hard_link(stored, path, &first);
         }
+        if *has_names {
+            self.first_names.insert(inode, path.into());
+        }
+        self.stored(stored, path, watch)
     }
 
     /// Copies an entry of a layer.
+    // Its room on the stack is not to be that of each folder above it; the same for the next but one.
+    #[inline(never)]
     fn stored(&mut self, stored: &Stored, path: &[u8], watch: &mut Watch<'_>) -> Result<()> {
         let (entry, layer) = self.look(stored)?;
         let same = parts(&entry.name).is_some_and(|parts| parts.join(&b'/') == path);
@@ -183,6 +186,7 @@ impl Out<'_> {
     }
 
     /// A directory that only shows in the names of what is in it.
+    #[inline(never)]
     fn implied(&mut self, path: &[u8]) -> Result<()> {
         let mut header = blank();
         header[100..107].copy_from_slice(b"0000755");

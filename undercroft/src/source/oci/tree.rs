@@ -21,8 +21,8 @@ const WHITEOUT: &[u8] = b".wh.";
 const OPAQUE: &[u8] = b".wh..wh..opq";
 /// Before the names of AUFS's own files, which are nobody's.
 const AUFS: &[u8] = b".wh..wh.";
-/// The deepest name, in parts: a path of 4096 bytes has no more.
-const DEEPEST: usize = 2048;
+/// The deepest folder: several times what anybody has, and a depth that a thread's stack can follow.
+const DEEPEST: usize = 512;
 /// Links followed on the way to one name, as in Linux (MAXSYMLINKS).
 const MOST_LINKS: u32 = 40;
 /// Bytes that the tree may take: some three million files.
@@ -61,6 +61,8 @@ pub(super) struct Inode {
     pub(super) stored: Stored,
     /// Where it points, if it is a symbolic link.
     link: Option<Box<[u8]>>,
+    /// It had several names, some of which may be gone.
+    pub(super) has_names: bool,
 }
 
 /// A name that was looked up: what it is in the tree, links followed but for the last part's.
@@ -127,7 +129,7 @@ impl Tree {
             return Ok(());
         }
         let Some(place) = self.resolve(above) else {
-            self.warn(&entry.name, "the links that its name leads through lead nowhere");
+            self.warn(&entry.name, "its name leads too deep, or through links that go in circles");
             return Ok(());
         };
         if last == OPAQUE {
@@ -151,7 +153,10 @@ impl Tree {
             Kind::HardLink => match self.linked(&entry.target) {
                 // Another name of itself: it is there.
                 Some((_, same)) if same == [place, &[last.into()][..]].concat() => return Ok(()),
-                Some((inode, _)) => Some(inode),
+                Some((inode, _)) => {
+                    self.inodes[inode].has_names = true;
+                    Some(inode)
+                }
                 None => {
                     let target = printable(&String::from_utf8_lossy(&entry.target));
                     self.warn(&entry.name, &format!("{target}, which it is another name of, is not there"));
@@ -161,7 +166,7 @@ impl Tree {
             Kind::File | Kind::SymbolicLink | Kind::Node => {
                 let link = (entry.kind == Kind::SymbolicLink).then(|| entry.target.clone().into());
                 self.held += entry.target.len();
-                self.inodes.push(Inode { stored: stored_of(layer, entry), link });
+                self.inodes.push(Inode { stored: stored_of(layer, entry), link, has_names: false });
                 Some(self.inodes.len() - 1)
             }
             Kind::Unknown(kind) => {

@@ -9,7 +9,7 @@ use std::{
 };
 
 use super::{
-    images::{archive, sha256},
+    images::{Images, archive, sha256},
     server::{Answer, Request, Server},
     *,
 };
@@ -196,6 +196,26 @@ fn a_file_of_the_cache_that_was_changed_is_downloaded_again() {
     fs::write(&path, "changed").unwrap();
     assert!(content(&fixture.obtain("test").unwrap()) == rootfs());
     assert_eq!(server.requests().len(), 2);
+}
+
+#[test]
+fn a_merged_image_of_the_cache_that_was_changed_is_made_again() {
+    let fixture = Fixture::new();
+    let mut images = Images::default();
+    let image = images.image(&[archive(&[("a", b"1")])], "amd64", |_, layer| layer.to_vec());
+    images.layout(&fixture.path().join("layout"), &[image]);
+    let whole = content(&fixture.obtain("oci:layout").unwrap());
+    let path = fixture.cache.directory().join("files").join(&fixture.cached("files")[0]);
+    // With the note of what it should be, and without.
+    for note in [true, false] {
+        fs::write(&path, vec![7; whole.len()]).unwrap();
+        if !note {
+            fixture.cached("images").iter().for_each(|name| {
+                fs::remove_file(fixture.cache.directory().join("images").join(name)).unwrap();
+            });
+        }
+        assert!(content(&fixture.obtain("oci:layout").unwrap()) == whole);
+    }
 }
 
 #[test]

@@ -153,9 +153,21 @@ fn names_that_lead_out_are_left_out_and_loops_end() {
         warnings,
         [
             "../evil: its name leads out of the image; left out",
-            "l/x: the links that its name leads through lead nowhere; left out",
+            "l/x: its name leads too deep, or through links that go in circles; left out",
         ]
     );
+}
+
+#[test]
+fn depth_has_an_end() {
+    let deep = |depth: usize| format!("{}file", "d/".repeat(depth));
+    let (listing, warnings) = merged(&[
+        tar_of(&[Made::File(&deep(512), "1"), Made::File(&deep(513), "2")]),
+        tar_of(&[Made::File(&format!("{}.wh.d", "d/".repeat(510)), ""), Made::Symlink("l", "d/d")]),
+        tar_of(&[Made::File(&format!("l/{}x", "e/".repeat(511)), "3")]),
+    ]);
+    assert_eq!(listing.lines().count(), 510 + 1, "what the whiteout leaves, and the link");
+    assert_eq!(warnings.len(), 2, "{warnings:?}");
 }
 
 fn fix_checksum(header: &mut [u8]) {
