@@ -31,6 +31,40 @@ pub(crate) enum Action {
     },
     Unregister(String),
     SetDefault(String),
+    Export {
+        name: String,
+        /// `-` is standard output.
+        file: PathBuf,
+        format: Option<Format>,
+    },
+    Clone {
+        name: String,
+        new_name: String,
+    },
+    Rename {
+        name: String,
+        new_name: String,
+    },
+    Move {
+        name: String,
+        directory: Option<PathBuf>,
+    },
+    Resize {
+        name: String,
+        size: u64,
+    },
+    Adopt {
+        name: String,
+        image: PathBuf,
+    },
+    KeepAlive {
+        name: String,
+        keep: bool,
+    },
+    SetDefaultUser {
+        name: String,
+        user: String,
+    },
     Version {
         style: Style,
     },
@@ -41,6 +75,25 @@ pub(crate) enum Action {
     },
     Completions(clap_complete::Shell),
     Man(PathBuf),
+}
+
+/// What a distribution is written as.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Format {
+    /// A tar archive
+    Tar,
+    /// A tar archive, by gzip
+    #[value(name = "tar.gz")]
+    TarGz,
+    /// A tar archive, by xz
+    #[value(name = "tar.xz")]
+    TarXz,
+    /// A tar archive, by zstd
+    #[value(name = "tar.zst")]
+    TarZst,
+    /// A raw disk image with an ext4 file system
+    #[value(alias = "vhd")]
+    Image,
 }
 
 /// Whose tables.

@@ -6,7 +6,7 @@ use clap::{Args, CommandFactory, Parser, Subcommand};
 
 use super::{
     Meaning,
-    action::{Action, Import, Origin, Program, Run, Style},
+    action::{Action, Format, Import, Origin, Program, Run, Style},
 };
 
 /// Many Linux distributions on one kernel, in one lightweight virtual machine.
@@ -122,6 +122,70 @@ enum Verb {
         /// Which
         name: String,
     },
+    /// Write a distribution into an archive, or to standard output
+    #[command(after_help = "Examples:
+  undercroft export debian debian.tar.zst        compressed as the name says
+  undercroft export debian - | ssh host undercroft import debian -")]
+    Export {
+        /// Which
+        name: String,
+        /// The file; `-` is standard output
+        file: PathBuf,
+        /// As what, instead of what the file's name says
+        #[arg(long, value_enum)]
+        format: Option<Format>,
+    },
+    /// Make a second distribution of one; both share what neither has changed
+    Clone {
+        /// Which
+        name: String,
+        /// What the second one is called
+        new_name: String,
+    },
+    /// Call a distribution otherwise
+    Rename {
+        /// Which
+        name: String,
+        /// How
+        new_name: String,
+    },
+    /// Put a distribution's disk into another directory
+    Move {
+        /// Which
+        name: String,
+        /// The directory; without it, back where disks are kept
+        directory: Option<PathBuf>,
+    },
+    /// Make a distribution's disk larger or smaller
+    Resize {
+        /// Which
+        name: String,
+        /// The most that it can hold, such as 128G
+        #[arg(value_parser = bytes)]
+        size: u64,
+    },
+    /// Make an ext4 image a distribution, where it stands
+    ImportInPlace {
+        /// The new distribution's name
+        name: String,
+        /// The image
+        image: PathBuf,
+    },
+    /// Choose whether a distribution stays when nobody uses it
+    KeepAlive {
+        /// Which
+        name: String,
+        /// `on` or `off`
+        #[arg(value_parser = on_or_off, default_value = "on")]
+        keep: bool,
+    },
+    /// Choose who the sessions of a distribution are
+    SetDefaultUser {
+        /// Which
+        name: String,
+        /// The user, by name or number
+        user: String,
+    },
     /// Tell the versions of this program and the kernel
     Version {
         /// For machines
@@ -236,6 +300,14 @@ fn action(verb: Verb) -> Action {
         Verb::Shutdown { force } => Action::Shutdown { force },
         Verb::Unregister { name } => Action::Unregister(name),
         Verb::SetDefault { name } => Action::SetDefault(name),
+        Verb::Export { name, file, format } => Action::Export { name, file, format },
+        Verb::Clone { name, new_name } => Action::Clone { name, new_name },
+        Verb::Rename { name, new_name } => Action::Rename { name, new_name },
+        Verb::Move { name, directory } => Action::Move { name, directory },
+        Verb::Resize { name, size } => Action::Resize { name, size },
+        Verb::ImportInPlace { name, image } => Action::Adopt { name, image },
+        Verb::KeepAlive { name, keep } => Action::KeepAlive { name, keep },
+        Verb::SetDefaultUser { name, user } => Action::SetDefaultUser { name, user },
         Verb::Version { json } => {
             Action::Version { style: if json { Style::Json } else { Style::Ours { verbose: false } } }
         }
@@ -254,6 +326,14 @@ fn running(who: Who, distribution: Option<String>, start: bool, command: Vec<OsS
         _ => Program::Argv(command),
     };
     Run { distribution, start, user: who.user, directory: who.cd, program }
+}
+
+fn on_or_off(text: &str) -> Result<bool, String> {
+    match text {
+        "on" | "true" | "1" => Ok(true),
+        "off" | "false" | "0" => Ok(false),
+        _ => Err("expected on or off".into()),
+    }
 }
 
 /// Words as one line for a shell, which splits them anew: quoting is the person's.

@@ -7,9 +7,12 @@ use std::{
 };
 
 use anyhow::{Context, bail};
-use undercroft::service::{
-    self, Client, Parts, Paths, Settings,
-    wire::{Answer, Doing, Import, Listed, Origin, Request, Status},
+use undercroft::{
+    Compression, NewFile,
+    service::{
+        self, Client, Parts, Paths, Settings,
+        wire::{Answer, Doing, Export, Format, Import, Listed, Origin, Request, Status},
+    },
 };
 
 use super::{
@@ -50,6 +53,26 @@ pub(super) fn perform(action: Action) -> anyhow::Result<u8> {
         }
         Action::Unregister(name) => ask(&Request::Unregister(name))?,
         Action::SetDefault(name) => ask(&Request::SetDefault(name))?,
+        Action::Export { name, file, format } => export(name, &file, format)?,
+        Action::Clone { name, new_name } => ask(&Request::Clone { name, new_name })?,
+        Action::Rename { name, new_name } => ask(&Request::Rename { name, new_name })?,
+        Action::Move { name, directory } => {
+            let directory = directory.map(std::path::absolute).transpose()?;
+            ask(&Request::Move { name, directory })?;
+        }
+        Action::Resize { name, size } => ask(&Request::Resize { name, size })?,
+        Action::Adopt { name, image } => {
+            let image =
+                std::fs::canonicalize(&image).with_context(|| format!("cannot open {}", image.display()))?;
+            ask(&Request::Adopt { name, image })?;
+        }
+        Action::KeepAlive { name, keep } => {
+            ask(&Request::Configure { name, default_uid: None, keep_alive: Some(keep) })?;
+        }
+        Action::SetDefaultUser { name, user } => {
+            let uid = run::uid_of(&name, &user)?;
+            ask(&Request::Configure { name, default_uid: Some(uid), keep_alive: None })?;
+        }
         Action::Version { style } => say(&version(style))?,
         Action::Config { wanted, json } => config::config(wanted.as_deref(), json)?,
         Action::Doctor => return doctor::doctor(),
@@ -169,6 +192,40 @@ fn import(what: action::Import) -> anyhow::Result<()> {
         }
     }
     Ok(())
+}
+
+fn export(name: String, path: &Path, format: Option<action::Format>) -> anyhow::Result<()> {
+    let named = match Compression::of_name(path) {
+        Compression::Gzip => Format::Gzip,
+        Compression::Xz => Format::Xz,
+        Compression::Zstd => Format::Zstd,
+        Compression::None if path.extension().is_some_and(|end| end == "img" || end == "ext4") => {
+            Format::Image
+        }
+        Compression::None => Format::Tar,
+    };
+    let format = format.map_or(named, |format| match format {
+        action::Format::Tar => Format::Tar,
+        action::Format::TarGz => Format::Gzip,
+        action::Format::TarXz => Format::Xz,
+        action::Format::TarZst => Format::Zstd,
+        action::Format::Image => Format::Image,
+    });
+    let request = Request::Export(Export { name, to: path.into(), format });
+    let client = Client::new()?;
+    let bar = Bar::new();
+    if path == Path::new("-") {
+        let output = io::stdout();
+        if output.is_terminal() {
+            bail!("-: an archive is nothing for a terminal: expected a pipe or a file on standard output");
+        }
+        client.ask(&request, Some(&output), |event| bar.show(event))?;
+        return Ok(());
+    }
+    // It has its name when it is whole.
+    let new = NewFile::create(path)?;
+    client.ask(&request, Some(new.file()), |event| bar.show(event))?;
+    Ok(new.keep()?)
 }
 
 fn online(list: Option<String>, json: bool) -> anyhow::Result<()> {

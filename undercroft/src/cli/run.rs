@@ -3,7 +3,7 @@
 use std::os::unix::ffi::OsStringExt;
 
 use undercroft::{
-    Signals,
+    Input, Relayed, Signals,
     service::{
         Client,
         wire::{self, Event},
@@ -45,6 +45,31 @@ pub(super) fn run(run: Run) -> anyhow::Result<u8> {
         terminal::relay_pipes(session, &signals)?
     };
     Ok(u8::try_from(status.shell()).unwrap_or(u8::MAX))
+}
+
+/// A user's number, as the distribution knows it.
+pub(super) fn uid_of(distribution: &str, user: &str) -> anyhow::Result<u32> {
+    let client = Client::new()?;
+    let words = ["id", "-u", user].map(|word| word.as_bytes().to_vec());
+    let session = client.run(
+        wire::Run {
+            distribution: Some(distribution.into()),
+            start: true,
+            user: Some("root".into()),
+            directory: None,
+            program: What::Argv(words.into()),
+            environment: Vec::new(),
+            terminal: None,
+        },
+        |_| (),
+    )?;
+    let mut output = Vec::new();
+    let status = session.relay(Input::Null, &mut output, std::io::sink())?;
+    let number = String::from_utf8_lossy(&output).trim().parse();
+    match (status.shell(), number) {
+        (0, Ok(uid)) => Ok(uid),
+        _ => anyhow::bail!("{user}: no such user in {distribution}"),
+    }
 }
 
 /// What goes along: what the terminal is, and what WSLENV names (`NAME:NAME/flags:…`; the flags are about Windows' paths and

@@ -4,7 +4,7 @@ use std::{ffi::OsString, os::unix::ffi::OsStrExt, path::PathBuf};
 
 use super::{
     Meaning,
-    action::{Action, Import, Origin, Program, Run, Style},
+    action::{Action, Format, Import, Origin, Program, Run, Style},
     ours::{bytes, line},
 };
 
@@ -21,6 +21,9 @@ Options:
 Management:
     --install [NAME] [--from-file FILE] [--name NAME]
     --import NAME DIR FILE|-    make a distribution from a tar archive (DIR is not used: disks have their own place)
+    --import-in-place NAME FILE make an ext4 image a distribution, where it stands
+    --export NAME FILE|- [--format tar|tar.gz|tar.xz|vhd]
+    --manage NAME --move DIR | --resize SIZE | --set-default-user USER
     --list, -l [--verbose, -v] [--quiet, -q] [--running] [--all] [--online, -o]
     --set-default, -s NAME
     --terminate, -t NAME
@@ -190,11 +193,57 @@ fn management(verb: &str, mut rest: Rest) -> Result<Option<Action>, String> {
                 size,
             })
         }
+        "--import-in-place" => Action::Adopt { name: rest.text(verb)?, image: rest.value(verb)?.into() },
+        "--export" => export(&mut rest)?,
+        "--manage" => manage(&mut rest)?,
+        "--mount" | "--unmount" | "--update" | "--debug-shell" | "--system" => {
+            return Err(format!("{verb}: undercroft has nothing of the kind"));
+        }
         "--install" => install(&mut rest)?,
         other => return Err(format!("{other}: not known")),
     };
     rest.end(verb)?;
     Ok(Some(action))
+}
+
+fn export(rest: &mut Rest) -> Result<Action, String> {
+    let (name, file) = (rest.text("--export")?, rest.value("--export")?);
+    let mut format = None;
+    while let Some(word) = rest.next() {
+        match word.to_str() {
+            Some("--format") => {
+                let text = rest.text("--format")?;
+                format = Some(match text.as_str() {
+                    "tar" => Format::Tar,
+                    "tar.gz" => Format::TarGz,
+                    "tar.xz" => Format::TarXz,
+                    "tar.zst" => Format::TarZst,
+                    "vhd" | "image" => Format::Image,
+                    _ => {
+                        return Err(format!("--format {text}: expected tar, tar.gz, tar.xz, tar.zst or vhd"));
+                    }
+                });
+            }
+            Some("--vhd") => format = Some(Format::Image),
+            _ => return Err(format!("{}: not known after --export", word.display())),
+        }
+    }
+    Ok(Action::Export { name, file: file.into(), format })
+}
+
+fn manage(rest: &mut Rest) -> Result<Action, String> {
+    let name = rest.text("--manage")?;
+    let word = rest.text("--manage NAME")?;
+    match word.as_str() {
+        "--move" => Ok(Action::Move { name, directory: Some(rest.value("--move")?.into()) }),
+        "--resize" => Ok(Action::Resize { name, size: bytes(&rest.text("--resize")?)? }),
+        "--set-default-user" => Ok(Action::SetDefaultUser { name, user: rest.text(&word)? }),
+        // Disks are sparse in any case.
+        "--set-sparse" => Err("--set-sparse: every disk is sparse here, and stays so".into()),
+        other => {
+            Err(format!("{other}: expected --move, --resize or --set-default-user after --manage {name}"))
+        }
+    }
 }
 
 fn install(rest: &mut Rest) -> Result<Action, String> {

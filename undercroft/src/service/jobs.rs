@@ -71,23 +71,23 @@ impl Drop for Turn<'_> {
     }
 }
 
-/// Cancels something when the client goes, until this is dropped.
-struct Gone<'a> {
+/// Does something when the client goes, until this is dropped.
+pub(super) struct Gone<'a> {
     stream: &'a UnixStream,
     over: Arc<AtomicBool>,
 }
 
 impl<'a> Gone<'a> {
-    fn watch(stream: &'a UnixStream, cancel: &Cancel) -> Result<Self> {
+    pub(super) fn watch(stream: &'a UnixStream, gone: impl FnOnce() + Send + 'static) -> Result<Self> {
         let failed = |source| Error::System { what: "listen to a client", source };
-        let (mut reader, cancel) = (stream.try_clone().map_err(failed)?, cancel.clone());
+        let mut reader = stream.try_clone().map_err(failed)?;
         let over = Arc::new(AtomicBool::new(false));
         let seen = over.clone();
         spawn("client's end", move || {
             // A client says nothing more: what comes is its end.
             let _ = reader.read(&mut [0]);
             if !seen.load(Ordering::Acquire) {
-                cancel.cancel();
+                gone();
             }
         })?;
         Ok(Self { stream, over })
@@ -162,7 +162,7 @@ impl Service {
         stream: &UnixStream,
         reporter: &mut Reporter<'_>,
     ) -> Result<Obtained> {
-        let cache = Cache::open(&self.paths.cache)?;
+        let cache = Cache::open(&self.paths.cache.join("downloads"))?;
         let have = |digest: &_| self.store.base(digest).is_ok_and(|base| base.is_some());
         let order = Order {
             lists: Lists::new(list, Vec::new()),
@@ -171,7 +171,8 @@ impl Service {
             ..Order::new(&cache)
         };
         let cancel = Cancel::new();
-        let _gone = Gone::watch(stream, &cancel)?;
+        let stopped = cancel.clone();
+        let _gone = Gone::watch(stream, move || stopped.cancel())?;
         source.obtain(&order, &cancel, &mut |progress| {
             reporter.progress(
                 &format!("{} {}", progress.phase, progress.what),
@@ -220,10 +221,11 @@ impl Service {
     /// What can be installed by name.
     pub(super) fn catalogue(&self, list: Option<String>, stream: &UnixStream) -> Result<Answer> {
         let mut reporter = Reporter::new(stream);
-        let cache = Cache::open(&self.paths.cache)?;
+        let cache = Cache::open(&self.paths.cache.join("downloads"))?;
         let order = Order { lists: Lists::new(list, Vec::new()), ..Order::new(&cache) };
         let cancel = Cancel::new();
-        let _gone = Gone::watch(stream, &cancel)?;
+        let stopped = cancel.clone();
+        let _gone = Gone::watch(stream, move || stopped.cancel())?;
         let catalogue = order.catalogue(&cancel, &mut |progress| {
             reporter.progress(
                 &format!("{} {}", progress.phase, progress.what),

@@ -63,19 +63,7 @@ impl Service {
 
     /// Which one is meant when none is named.
     pub(super) fn default_name(&self) -> Result<Option<String>> {
-        let all = self.store.list()?.distributions;
-        let chosen = std::fs::read_to_string(self.paths.data.join("default")).unwrap_or_default();
-        let chosen = all.iter().find(|record| record.name == chosen.trim());
-        let first = || all.iter().min_by_key(|record| record.created);
-        Ok(chosen.or_else(first).map(|record| record.name.clone()))
-    }
-
-    pub(super) fn set_default(&self, name: &str) -> Result<super::wire::Answer> {
-        let name = self.name(Some(name))?;
-        let path = self.paths.data.join("default");
-        let written = std::fs::write(&path, &name);
-        written.map_err(|source| Error::File { what: "write", path, source })?;
-        Ok(super::wire::Answer::Nothing)
+        self.store.default_distribution()
     }
 
     /// Uses a distribution; starts it if it does not run and may be started.
@@ -104,7 +92,7 @@ impl Service {
         let _ = state.begin(name, Doing::Starting);
         drop(state);
         let launched = self.launch(name);
-        let keep = self.settings().of(name).keep_alive.unwrap_or_default();
+        let keep = self.keeps(name);
         self.update(|state| match (&launched, state.entry(name)) {
             (Ok(live), Some(entry)) => {
                 entry.doing = Doing::Running;
@@ -118,6 +106,13 @@ impl Service {
         let (service, watched, of) = (self.clone(), live.clone(), name.to_owned());
         spawn("distribution's end", move || service.watch_distribution(&of, &watched))?;
         Ok(Use { service: self.clone(), name: name.into(), live })
+    }
+
+    /// Whether it stays when it is idle.
+    fn keeps(&self, name: &str) -> bool {
+        let recorded =
+            || self.store.distribution(name).ok().flatten().is_some_and(|record| record.settings.keep_alive);
+        self.settings().of(name).keep_alive.unwrap_or_else(recorded)
     }
 
     fn launch(self: &Arc<Self>, name: &str) -> Result<Arc<Live>> {

@@ -173,7 +173,19 @@ impl Service {
             }
             Request::Shutdown { force } => Answer::Text(self.stop_machine(force)),
             Request::Unregister(name) => self.unregister(&name)?,
-            Request::SetDefault(name) => self.set_default(&name)?,
+            Request::SetDefault(name) => {
+                self.store.set_default(&name)?;
+                Answer::Nothing
+            }
+            Request::Export(export) => self.export(&export, stream)?,
+            Request::Clone { name, new_name } => self.clone_distribution(&name, &new_name, stream)?,
+            Request::Rename { name, new_name } => self.rename(&name, &new_name)?,
+            Request::Move { name, directory } => self.relocate(&name, directory.as_deref(), stream)?,
+            Request::Resize { name, size } => self.resize(&name, size, stream)?,
+            Request::Adopt { name, image } => self.adopt(&name, &image)?,
+            Request::Configure { name, default_uid, keep_alive } => {
+                self.configure(&name, default_uid, keep_alive)?
+            }
         }))
     }
 }

@@ -11,6 +11,7 @@
 //! | `idle` | when what stops, and why it does not yet |
 //! | `session` | one process for one client |
 //! | `jobs` | what takes long: import, removal |
+//! | `whole` | export, clone, rename, move, resize |
 //! | `answers` | what can be asked |
 //!
 //! The service owns the store and the machine. It is not in a session's way: the streams are handed to the client, and go with
@@ -29,6 +30,7 @@ mod paths;
 mod session;
 mod settings;
 mod state;
+mod whole;
 pub mod wire;
 
 pub use client::{Client, Remote};

@@ -28,13 +28,14 @@ impl Service {
         let place = self.using(&name, run.start)?;
         let distribution = &place.live().distribution;
         let mut program = Program::what(run.program);
-        for (name, value) in run.environment {
-            program = program.env(name, value);
+        for (variable, value) in run.environment {
+            program = program.env(variable, value);
         }
         if let Some(directory) = run.directory {
             program = program.directory(directory);
         }
-        if let Some(user) = run.user {
+        let recorded = || self.store.distribution(&name).ok().flatten()?.settings.default_uid;
+        if let Some(user) = run.user.or_else(|| recorded().map(|uid| uid.to_string())) {
             program = program.user(user);
         }
         let session = match run.terminal {

@@ -56,6 +56,52 @@ pub enum Request {
     Unregister(String),
     /// Which one is meant when none is named.
     SetDefault(String),
+    /// Write a distribution's root into a file, which comes as a descriptor behind the request.
+    Export(Export),
+    /// Make a second one of a distribution.
+    Clone {
+        /// Which.
+        name: String,
+        /// What the second one is called.
+        new_name: String,
+    },
+    /// Call a distribution otherwise.
+    Rename {
+        /// Which.
+        name: String,
+        /// How.
+        new_name: String,
+    },
+    /// Put a distribution's disk elsewhere.
+    Move {
+        /// Which.
+        name: String,
+        /// The directory; `None` is the store.
+        directory: Option<PathBuf>,
+    },
+    /// Make a distribution's disk larger or smaller.
+    Resize {
+        /// Which.
+        name: String,
+        /// Bytes.
+        size: u64,
+    },
+    /// Make an ext4 image a distribution, where it stands.
+    Adopt {
+        /// The new distribution's name.
+        name: String,
+        /// The image's absolute path.
+        image: PathBuf,
+    },
+    /// Change what is set for a distribution; `None` leaves it.
+    Configure {
+        /// Which.
+        name: String,
+        /// Who its sessions are.
+        default_uid: Option<u32>,
+        /// Whether it stays when it is idle.
+        keep_alive: Option<bool>,
+    },
 }
 
 /// A process to start.
@@ -90,6 +136,32 @@ pub struct Import {
     pub flat: bool,
     /// Bytes of its own disk; `None` is the configuration's.
     pub size: Option<u64>,
+}
+
+/// What to export, and how.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Export {
+    /// Which distribution.
+    pub name: String,
+    /// What the file is called, for messages.
+    pub to: PathBuf,
+    /// As what.
+    pub format: Format,
+}
+
+/// What a distribution is written as.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Format {
+    /// A tar archive.
+    Tar,
+    /// The same, by gzip.
+    Gzip,
+    /// The same, by xz.
+    Xz,
+    /// The same, by zstd.
+    Zstd,
+    /// A raw disk image with an ext4 file system.
+    Image,
 }
 
 /// Where a distribution comes from.

@@ -1,0 +1,211 @@
+//! What is done with a distribution as a whole: it goes out, is copied, called otherwise, put elsewhere, made larger.
+//!
+//! None of it is for one that runs: it is stopped first, and excluded from everything else until it is done. A client that goes
+//! ends it, and nothing is left of it.
+
+use std::{
+    fs::File,
+    os::unix::net::UnixStream,
+    path::Path,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use super::{
+    host::explained,
+    jobs::{Gone, Reporter},
+    state::Service,
+    wire::{Answer, Doing, Export, Format, receive_descriptors},
+};
+use crate::{
+    error::{Error, Result},
+    export::{Compression, Target},
+    store::StoreError,
+};
+
+/// Whether somebody still wants it.
+struct Wanted<'a> {
+    gone: Arc<AtomicBool>,
+    _watch: Gone<'a>,
+}
+
+impl<'a> Wanted<'a> {
+    fn by(stream: &'a UnixStream) -> Result<Self> {
+        let gone = Arc::new(AtomicBool::new(false));
+        let seen = gone.clone();
+        let watch = Gone::watch(stream, move || seen.store(true, Ordering::Release))?;
+        Ok(Self { gone, _watch: watch })
+    }
+
+    /// An error when nobody does.
+    fn still(&self) -> Result<()> {
+        match self.gone.load(Ordering::Acquire) {
+            false => Ok(()),
+            true => Err(Error::System { what: "go on", source: std::io::ErrorKind::Interrupted.into() }),
+        }
+    }
+}
+
+impl Service {
+    /// Stops a distribution and does something with it that excludes everything else.
+    fn alone<T>(
+        self: &Arc<Self>,
+        name: &str,
+        doing: Doing,
+        reason: &str,
+        act: impl FnOnce(&str) -> Result<T>,
+    ) -> Result<T> {
+        let name = self.name(Some(name))?;
+        self.stop_distribution(&name, reason)?;
+        let _turn = self.turn(&name, doing)?;
+        act(&name)
+    }
+
+    /// Writes a distribution's root into a file that the client hands over.
+    pub(super) fn export(self: &Arc<Self>, export: &Export, stream: &UnixStream) -> Result<Answer> {
+        let file = receive_descriptors(stream, 1)?.pop().map(File::from);
+        let Some(file) = file else { return Ok(Answer::Nothing) };
+        self.alone(&export.name, Doing::Exporting, "it is exported", |name| {
+            let held = self.store.hold(name)?;
+            let machine = self.machine()?;
+            let attached = machine.attach(held).map_err(|error| explained(&machine, error))?;
+            let wanted = Wanted::by(stream)?;
+            let reporter = Mutex::new(Reporter::new(stream));
+            let what = format!("exporting {name}");
+            let tell = |so_far: crate::export::Exporting| {
+                let mut reporter = reporter.lock().unwrap_or_else(PoisonError::into_inner);
+                // What was foreseen may be too little.
+                let total = (so_far.about > 0).then(|| so_far.about.max(so_far.read));
+                reporter.progress(&what, so_far.read, total);
+                wanted.still()
+            };
+            let written = match export.format {
+                Format::Image => {
+                    machine.export_image(&attached, &file, &export.to, None, tell).map(|()| Vec::new())
+                }
+                format => {
+                    let target = Target { file: &file, name: &export.to, compression: format.compression() };
+                    machine.export(attached.root(), &target, tell).map(|exported| exported.warnings)
+                }
+            };
+            let detached = machine.detach(attached);
+            let warnings = written.map_err(|error| explained(&machine, error))?;
+            detached.map_err(|error| explained(&machine, error))?;
+            let mut reporter = reporter.into_inner().unwrap_or_else(PoisonError::into_inner);
+            for warning in warnings {
+                reporter.warn(&warning);
+            }
+            Ok(Answer::Nothing)
+        })
+    }
+
+    /// Makes a second one of it.
+    pub(super) fn clone_distribution(
+        self: &Arc<Self>,
+        name: &str,
+        new_name: &str,
+        stream: &UnixStream,
+    ) -> Result<Answer> {
+        let _new = self.turn(new_name, Doing::Installing)?;
+        self.alone(name, Doing::Exporting, "it is cloned", |name| {
+            self.telling(stream, &format!("cloning {name}"), |tell| {
+                self.store.clone_as(name, new_name, tell)
+            })?;
+            Ok(Answer::Text(vec![format!("{new_name} is a clone of {name}")]))
+        })
+    }
+
+    /// Calls it otherwise.
+    pub(super) fn rename(self: &Arc<Self>, name: &str, new_name: &str) -> Result<Answer> {
+        // A name may be written otherwise only.
+        let same = name.eq_ignore_ascii_case(new_name);
+        let _new = (!same).then(|| self.turn(new_name, Doing::Installing)).transpose()?;
+        self.alone(name, Doing::Converting, "it is renamed", |name| {
+            let record = self.store.rename(name, new_name)?;
+            Ok(Answer::Text(vec![format!("{name} is called {} now", record.name)]))
+        })
+    }
+
+    /// Puts its disk into another directory, or back into the store.
+    pub(super) fn relocate(
+        self: &Arc<Self>,
+        name: &str,
+        directory: Option<&Path>,
+        stream: &UnixStream,
+    ) -> Result<Answer> {
+        self.alone(name, Doing::Converting, "it is moved", |name| {
+            self.telling(stream, &format!("moving {name}"), |tell| {
+                self.store.relocate(name, directory, tell)
+            })?;
+            Ok(Answer::Nothing)
+        })
+    }
+
+    /// Makes its disk larger or smaller.
+    pub(super) fn resize(self: &Arc<Self>, name: &str, size: u64, stream: &UnixStream) -> Result<Answer> {
+        self.alone(name, Doing::Converting, "it is resized", |name| {
+            self.telling(stream, &format!("resizing {name}"), |tell| self.store.resize(name, size, tell))?;
+            Ok(Answer::Nothing)
+        })
+    }
+
+    /// Makes an image a distribution, where it stands.
+    pub(super) fn adopt(&self, name: &str, image: &Path) -> Result<Answer> {
+        if self.store.distribution(name)?.is_some() {
+            return Err(StoreError::Taken(name.into()).into());
+        }
+        let _turn = self.turn(name, Doing::Installing)?;
+        self.store.adopt(name, image)?;
+        Ok(Answer::Text(vec![format!("{name} uses {} where it is", image.display())]))
+    }
+
+    /// Sets who a distribution's sessions are, or whether it stays.
+    pub(super) fn configure(
+        &self,
+        name: &str,
+        default_uid: Option<u32>,
+        keep_alive: Option<bool>,
+    ) -> Result<Answer> {
+        let name = self.name(Some(name))?;
+        self.store.configure(&name, |settings| {
+            settings.default_uid = default_uid.or(settings.default_uid);
+            settings.keep_alive = keep_alive.unwrap_or(settings.keep_alive);
+        })?;
+        if let Some(keep) = keep_alive {
+            self.update(|state| {
+                if let Some(entry) = state.entry(&name) {
+                    entry.keep = keep;
+                }
+            });
+        }
+        Ok(Answer::Nothing)
+    }
+
+    /// Does something that tells bytes done and of how many, as long as the client is there.
+    fn telling<T>(
+        &self,
+        stream: &UnixStream,
+        what: &str,
+        act: impl FnOnce(&mut dyn FnMut(u64, u64) -> Result<()>) -> Result<T>,
+    ) -> Result<T> {
+        let wanted = Wanted::by(stream)?;
+        let mut reporter = Reporter::new(stream);
+        act(&mut |done, total| {
+            reporter.progress(what, done, Some(total));
+            wanted.still()
+        })
+    }
+}
+
+impl Format {
+    fn compression(self) -> Compression {
+        match self {
+            Self::Tar | Self::Image => Compression::None,
+            Self::Gzip => Compression::Gzip,
+            Self::Xz => Compression::Xz,
+            Self::Zstd => Compression::Zstd,
+        }
+    }
+}
