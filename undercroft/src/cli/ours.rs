@@ -176,7 +176,7 @@ enum Verb {
         /// Which
         name: String,
         /// `on` or `off`
-        #[arg(value_parser = on_or_off, default_value = "on")]
+        #[arg(value_parser = on_or_off, default_value = "on", action = clap::ArgAction::Set)]
         keep: bool,
     },
     /// Choose who the sessions of a distribution are
