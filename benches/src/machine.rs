@@ -72,7 +72,7 @@ pub struct Machine {
     pub plugin: PathBuf,
     /// L1's PID 1.
     pub runner: PathBuf,
-    /// Where the plugin writes a profile of the last guest's kernel, if it is to.
+    /// Where the plugin writes profiles, if it is to: this, and names beside it (`plugin/src/profile.rs`).
     pub profile: Option<PathBuf>,
     /// Seconds of the host's time after which L1 is taken to hang.
     pub limit: Duration,

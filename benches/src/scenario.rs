@@ -68,6 +68,8 @@ pub struct Part {
 pub struct Result {
     /// In the order of their first time.
     pub parts: Vec<Part>,
+    /// The names of all, repetitions too, in the order in which they were.
+    pub order: Vec<String>,
     /// Name, value and unit of what is no count.
     pub values: Vec<(String, u64, String)>,
 }
@@ -86,6 +88,7 @@ impl Result {
     fn of(repetition: &Repetition) -> Self {
         let mut result = Self::default();
         let parts: Vec<_> = repetition.parts().collect();
+        result.order = parts.iter().map(|part| part.name.into()).collect();
         for first in &parts {
             if result.part(first.name).is_some() {
                 continue;

@@ -149,8 +149,9 @@ pub(crate) fn mke2fs(path: &Path, size: u64, journal: Journal) -> Result<()> {
         // The host's own wishes for its file systems are not for these.
         .env("MKE2FS_CONFIG", "/dev/null")
         .args(["-q", "-F", "-t", "ext4", "-b", "4096", "-I", "256", "-i", "16384"])
-        // Nobody else needs blocks kept for root. Bitmaps side by side are fewer that are touched.
-        .args(["-m", "0", "-G", "256"])
+        // Nobody else needs blocks kept for root. Groups side by side share the blocks that are touched, but Linux makes the
+        // bitmaps of all of them, in memory, when it looks for a free block in one: see docs/decisions.md.
+        .args(["-m", "0", "-G", "16"])
         .args(["-E", "lazy_itable_init=1,lazy_journal_init=1,discard,root_owner=0:0"]);
     match journal {
         Journal::Yes => {

@@ -8,6 +8,11 @@ pub(crate) const VMRUN: [u8; 3] = [0x0f, 0x01, 0xd8];
 /// The marker behind which a new run begins: executed in L1 just before the program under test.
 pub(crate) const BEGIN: u16 = 1;
 
+/// The markers around a part of what the program does.
+pub(crate) const SPAN_BEGIN: u16 = 3;
+/// The other one.
+pub(crate) const SPAN_END: u16 = 4;
+
 /// `nopl disp32(%rax,%rax,1)`: a NOP of 8 bytes, the last four of which mean nothing to the processor.
 const NOP: [u8; 4] = [0x0f, 0x1f, 0x84, 0x00];
 

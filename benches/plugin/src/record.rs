@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 
 use crate::count::{self, Class};
 use crate::event::{self, Event};
-use crate::profile;
+use crate::profile::{self, Stretch};
 use crate::qemu::Instruction;
 use crate::repeat;
 
@@ -82,9 +82,12 @@ pub(crate) fn translated(instruction: &mut Instruction<'_>) {
         instruction.call(What::Repeat, repeat_key(address, class));
     }
     instruction.count_in(count::executed(class));
-    if matches!(class, Class::L2Kernel | Class::L2Low)
-        && let Some(word) = profile::word(address)
-    {
+    let level = match class {
+        Class::L1Kernel => 1,
+        Class::L2Kernel | Class::L2Low => 2,
+        _ => return,
+    };
+    if let Some(word) = profile::word(level, address) {
         instruction.count_in(word);
     }
 }
@@ -111,16 +114,22 @@ pub(crate) fn executed(what: What, data: u64) {
         What::Marker => {
             let tag = data as u16;
             report(Event::Marker(tag));
-            if tag == event::BEGIN {
-                count::begin();
-                profile::begin();
-                AWAIT_VMRUN.store(true, Relaxed);
-                AWAIT_L2_USER.store(true, Relaxed);
+            match tag {
+                event::BEGIN => {
+                    count::begin();
+                    profile::begin();
+                    AWAIT_VMRUN.store(true, Relaxed);
+                    AWAIT_L2_USER.store(true, Relaxed);
+                }
+                event::SPAN_BEGIN => profile::begin(),
+                event::SPAN_END => keep(Stretch::Span),
+                _ => {}
             }
         }
         What::Vmrun => {
             if AWAIT_VMRUN.swap(false, Relaxed) {
                 report(Event::Vmrun);
+                keep(Stretch::ToEntry);
             }
             count::entered();
             IN_L2.store(true, Relaxed);
@@ -134,10 +143,8 @@ pub(crate) fn executed(what: What, data: u64) {
             if awaited.load(Relaxed) {
                 awaited.store(false, Relaxed);
                 report(event);
-                if event == Event::L2User
-                    && let Err(error) = profile::write()
-                {
-                    eprintln!("undercroft-ruler: cannot write the profile: {error}");
+                if event == Event::L2User {
+                    keep(Stretch::ToGuestUser);
                 }
             }
         }
@@ -159,6 +166,13 @@ fn iterated(key: u64) {
         && let Some(class) = Class::from_bits(key & 7)
     {
         count::iterated(class);
+    }
+}
+
+/// Writes the profile of what has ended, if there is to be one.
+fn keep(stretch: Stretch) {
+    if let Err(error) = profile::write(stretch) {
+        eprintln!("undercroft-ruler: cannot write the profile: {error}");
     }
 }
 

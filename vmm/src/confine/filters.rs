@@ -10,7 +10,7 @@ use seccompiler::{
     BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
 };
 
-use super::{Error, ThreadKind};
+use super::{Error, ThreadKind, tree};
 use crate::config::Seccomp;
 
 /// What any Rust thread may need: memory, locks, signals' returns, time, its end; and what an abort or a panic takes.
@@ -170,7 +170,11 @@ pub(super) fn program(kind: ThreadKind, seccomp: Seccomp) -> Result<BpfProgram, 
     let arch = seccompiler::TargetArch::x86_64;
     // A filter whose two actions are the same is refused; Off has none at all.
     let allowed = if seccomp == Seccomp::Off { SeccompAction::Log } else { SeccompAction::Allow };
-    Ok(SeccompFilter::new(rules(kind)?, otherwise, allowed, arch)?.try_into()?)
+    let (plain, conditional): (Rules, Rules) =
+        rules(kind)?.into_iter().partition(|(_, rules)| rules.is_empty());
+    let rest = SeccompFilter::new(conditional, otherwise, allowed, arch)?.try_into()?;
+    let plain = plain.keys().filter_map(|call| u32::try_from(*call).ok()).collect();
+    Ok(tree::allow_before(&plain, rest))
 }
 
 #[cfg(test)]

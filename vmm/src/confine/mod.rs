@@ -16,6 +16,7 @@ use std::thread::{self, JoinHandle};
 use crate::config::Seccomp;
 
 mod filters;
+mod tree;
 
 /// Why a thread could not be confined.
 #[derive(Debug, thiserror::Error)]
