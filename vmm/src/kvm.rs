@@ -11,7 +11,7 @@ use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::arch;
-use crate::config::HugePages;
+use crate::config::{Description, HugePages};
 use crate::memory::GuestMemory;
 
 /// The version of KVM's interface, the same since Linux 2.6.22.
@@ -74,11 +74,17 @@ pub struct Vm {
 }
 
 impl Vm {
-    /// Makes a VM with `memory`, backed as `huge_pages` has it, and the architecture's interrupt controllers.
+    /// Makes a VM with `memory`, backed as `huge_pages` has it, and the architecture's interrupt controllers, as far as its
+    /// `description` is to let them be found.
     ///
     /// # Errors
     /// KVM's.
-    pub fn new(kvm: &Kvm, memory: GuestMemory, huge_pages: HugePages) -> Result<Self, crate::machine::Error> {
+    pub fn new(
+        kvm: &Kvm,
+        memory: GuestMemory,
+        huge_pages: HugePages,
+        description: Description,
+    ) -> Result<Self, crate::machine::Error> {
         let fd = kvm.create_vm().map_err(call("KVM_CREATE_VM"))?;
         let vm = Self { fd, memory };
         for (slot, region) in vm.memory.iter().enumerate() {
@@ -103,7 +109,7 @@ impl Vm {
             // guest may do with it what it likes, since nothing else of the process lies in it.
             unsafe { vm.fd.set_user_memory_region(region) }.map_err(call("KVM_SET_USER_MEMORY_REGION"))?;
         }
-        arch::create(&vm.fd)?;
+        arch::create(&vm.fd, description)?;
         Ok(vm)
     }
 

@@ -165,7 +165,8 @@ impl Machine {
         let kvm = kvm::open()?;
         let growth =
             memory::growth(config.memory_mib << 20, config.max_memory_mib.unwrap_or(config.memory_mib) << 20);
-        let vm = Vm::new(&kvm, memory::map(config.memory_mib, growth)?, config.huge_pages)?;
+        let memory = memory::map(config.memory_mib, growth)?;
+        let vm = Vm::new(&kvm, memory, config.huge_pages, config.description)?;
         started.vm = now();
 
         let ending = Ending::new().map_err(system("make an eventfd"))?;

@@ -120,6 +120,22 @@ fn the_ends_are_told_apart() {
 }
 
 #[test]
+fn a_kernel_that_is_told_by_the_command_line_finds_no_8259() {
+    if kvm().is_none() {
+        return;
+    }
+    for (description, found) in [(Description::CommandLine, "-"), (Description::DeviceTree, "P")] {
+        let folder = folder();
+        // Linux's probe: out 0x21, 0xfb; in al, dx; cmp al, 0xfb; je over `-` and a jump.
+        let probe = [out(0xa1, 0xff), out(0x21, 0xfb), vec![0xec, 0x3c, 0xfb, 0x74, 0x09]].concat();
+        let code = [probe, print("-"), vec![0xeb, 0x07], print("P"), out(0x600, 0x34)].concat();
+        let config = MachineConfig { description, ..config(&folder, &code) };
+        assert_eq!(run(config), End::PowerOff);
+        assert_eq!(serial(&folder), found, "{description:?}");
+    }
+}
+
+#[test]
 fn pvh_enters_in_32_bit_mode_with_the_start_information() {
     if kvm().is_none() {
         return;

@@ -1,8 +1,11 @@
 //! x86-64.
 
+use std::io;
+
 use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, Msrs, kvm_msr_entry};
-use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
+use kvm_ioctls::{Cap, IoEventAddress, Kvm, VcpuFd, VmFd};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryError};
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use crate::config::Description;
 use crate::memory::GuestMemory;
@@ -84,10 +87,32 @@ pub struct Platform<'a> {
 ///
 /// # Errors
 /// KVM's.
-pub fn create(vm: &VmFd) -> Result<(), Error> {
+pub fn create(vm: &VmFd, description: Description) -> Result<(), Error> {
     vm.set_identity_map_address(layout::KVM_IDENTITY_MAP).map_err(kvm("KVM_SET_IDENTITY_MAP_ADDR"))?;
     vm.set_tss_address(layout::KVM_TSS as usize).map_err(kvm("KVM_SET_TSS_ADDR"))?;
+    if description == Description::CommandLine {
+        hide_pic(vm)?;
+    }
     vm.create_irq_chip().map_err(kvm("KVM_CREATE_IRQCHIP"))
+}
+
+/// Lets Linux find that there is no 8259, as ACPI's reduced hardware says it of itself.
+///
+/// KVM makes one with its I/O APIC, and with one there Linux clears each pin of the I/O APIC twelve times over, tries how the
+/// timer's interrupt gets through, and masks line by line: 400 VM exits. It looks by writing a value to the mask and reading it
+/// back (`probe_8259A` in arch/x86/kernel/i8259.c of 6.12). This takes just that value away: KVM asks the devices of an address in
+/// the order in which they came (`kvm_io_bus_write`), and this one comes before the PIC.
+///
+/// Nobody listens to the eventfd; KVM keeps what it needs of it.
+fn hide_pic(vm: &VmFd) -> Result<(), Error> {
+    const MASTER_MASK: u64 = 0x21;
+    const PROBED: u8 = 0xfb;
+    let failed = |source: io::Error| Error::Kvm {
+        what: "an eventfd for KVM_IOEVENTFD",
+        source: kvm_ioctls::Error::new(source.raw_os_error().unwrap_or(libc::EMFILE)),
+    };
+    let nobody = EventFd::new(EFD_NONBLOCK).map_err(failed)?;
+    vm.register_ioevent(&nobody, &IoEventAddress::Pio(MASTER_MASK), PROBED).map_err(kvm("KVM_IOEVENTFD"))
 }
 
 /// Writes command line, tables and boot parameters into guest memory.
@@ -111,7 +136,7 @@ pub fn describe(memory: &GuestMemory, platform: &Platform<'_>) -> Result<(), Err
         Description::CommandLine => {
             let pointer = mptable::floating_pointer();
             place(memory, "the MP pointer", &pointer, layout::MP_FLOATING_POINTER, pointer.len() as u64)?;
-            let table = mptable::table(platform.cpus);
+            let table = mptable::table(platform.cpus, platform.virtio_devices);
             place(memory, "the MP table", &table, layout::MP_TABLE, layout::MP_TABLE_SIZE)?;
         }
     }

@@ -1,6 +1,8 @@
 //! The MultiProcessor Specification's tables (Intel, version 1.4, chapter 4): CPUs and interrupt lines for kernels that
 //! are told about devices on the command line.
 
+use std::collections::BTreeSet;
+
 use super::acpi::IO_APIC_ID;
 use super::layout;
 
@@ -36,8 +38,16 @@ pub(super) fn floating_pointer() -> Vec<u8> {
     pointer
 }
 
+/// The interrupt lines that something is connected to: each costs the kernel a structure, and accesses to the I/O APIC.
+fn lines(virtio_devices: usize) -> BTreeSet<u8> {
+    let mut lines: BTreeSet<u64> =
+        (0..virtio_devices).map(|index| layout::virtio_irq(index).into()).collect();
+    lines.extend([layout::IRQ_SERIAL, layout::IRQ_RTC]);
+    lines.into_iter().map(|line| line as u8).collect()
+}
+
 /// The configuration table that lies at [`layout::MP_TABLE`].
-pub(super) fn table(cpus: u8) -> Vec<u8> {
+pub(super) fn table(cpus: u8, virtio_devices: usize) -> Vec<u8> {
     let mut entries = Vec::new();
     let mut count = 0_u16;
     let mut add = |entry: &[u8]| {
@@ -54,7 +64,7 @@ pub(super) fn table(cpus: u8) -> Vec<u8> {
     let address = (layout::IO_APIC as u32).to_le_bytes();
     add(&[ENTRY_IO_APIC, IO_APIC_ID, IO_APIC_VERSION, 1, address[0], address[1], address[2], address[3]]);
     // Each line of the ISA bus is the pin of its number; the bus conforms to edges that rise (flags 0).
-    for line in 0..=layout::IRQ_VIRTIO_LAST as u8 {
+    for line in lines(virtio_devices) {
         add(&[ENTRY_INTERRUPT, INTERRUPT_VECTORED, 0, 0, ISA_BUS, line, IO_APIC_ID, line]);
     }
     const ALL_CPUS: u8 = 0xff;
@@ -86,11 +96,17 @@ mod tests {
         assert_eq!(floating_pointer().len(), 16);
         assert_eq!(checksum(&floating_pointer()), 0);
         for cpus in [1, 2, 64] {
-            let table = table(cpus);
+            let table = table(cpus, 3);
             assert_eq!(checksum(&table), 0);
             assert_eq!(usize::from(u16::from_le_bytes([table[4], table[5]])), table.len());
-            assert_eq!(u16::from_le_bytes([table[34], table[35]]), u16::from(cpus) + 28);
+            assert_eq!(u16::from_le_bytes([table[34], table[35]]), u16::from(cpus) + 9);
             assert!(table.len() as u64 <= layout::MP_TABLE_SIZE);
         }
+    }
+
+    #[test]
+    fn lines_are_those_of_the_devices() {
+        assert_eq!(lines(3).into_iter().collect::<Vec<_>>(), [4, 5, 6, 7, 8]);
+        assert_eq!(lines(40).len(), 20);
     }
 }
