@@ -83,7 +83,10 @@ fn said(path: &Path) -> std::io::Result<Said> {
             header.device_minor()?,
             records.join(" "),
         );
-        let name = String::from_utf8_lossy(&entry.path_bytes()).into_owned();
+        // What has holes has its name in a record.
+        let name = records.iter().find_map(|record| record.strip_prefix("GNU.sparse.name="));
+        let name =
+            name.map_or_else(|| String::from_utf8_lossy(&entry.path_bytes()).into_owned(), str::to_owned);
         let mut content = String::new();
         if entry.size() < 100 {
             entry.read_to_string(&mut content)?;

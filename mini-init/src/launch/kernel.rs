@@ -14,8 +14,8 @@ use nix::{
 };
 use rustix::{
     fs::{
-        AtFlags, CWD, FileType, Gid, Mode, OFlags, Uid, XattrFlags, chownat, fchmod, fchown, fgetxattr,
-        flistxattr, fsetxattr, mkdirat, mknodat, openat, symlinkat,
+        AtFlags, CWD, FileType, Gid, Mode, OFlags, Timespec, Timestamps, Uid, XattrFlags, chownat, fchmod,
+        fchown, fgetxattr, flistxattr, fsetxattr, futimens, mkdirat, mknodat, openat, symlinkat,
     },
     mount::{
         FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags, fsconfig_create,
@@ -66,7 +66,7 @@ pub(crate) trait Kernel {
     /// Copies a directory of the base's, by absolute path, to the same path below the own disk's `bound`; see
     /// [`seed`](super::seed). False if there is none, or nothing in it.
     fn seed(&mut self, base: &Self::Tree, own: &Self::Tree, path: &str) -> io::Result<bool>;
-    /// Gives a directory below a tree the mode, the owners and the attributes of another tree's root.
+    /// Gives a directory below a tree the mode, the owners, the attributes and the times of another tree's root.
     fn copy_metadata(&mut self, from: &Self::Tree, to: &Self::Tree, path: &str) -> io::Result<()>;
     /// mknodat(2): a character device.
     fn node_in(
@@ -188,7 +188,9 @@ impl Kernel for Linux {
         let about = rustix::fs::fstat(&from)?;
         fchown(&to, Some(Uid::from_raw(about.st_uid)), Some(Gid::from_raw(about.st_gid)))?;
         fchmod(&to, Mode::from_raw_mode(about.st_mode))?;
-        copy_attributes(&from, &to)
+        copy_attributes(&from, &to)?;
+        let modified = Timespec { tv_sec: about.st_mtime, tv_nsec: about.st_mtime_nsec as i64 };
+        Ok(futimens(&to, &Timestamps { last_access: modified, last_modification: modified })?)
     }
 
     fn node_in(&mut self, tree: &OwnedFd, path: &str, mode: u32, device: u64, owner: u32) -> io::Result<()> {
