@@ -37,7 +37,8 @@ undercroft's own verbs: undercroft --help
 ";
 
 /// Options that are verbs here.
-const VERBS: [&str; 26] = [
+const VERBS: [&str; 27] = [
+    "--version",
     "--list",
     "-l",
     "--set-default",

@@ -49,6 +49,7 @@ impl Service {
             };
         });
         let machine = started?;
+        self.look_after(&machine, &self.settings())?;
         let (service, watched) = (self.clone(), machine.clone());
         spawn("machine", move || service.watch_machine(&watched))?;
         Ok(machine)

@@ -92,7 +92,7 @@ impl Service {
         let _ = state.begin(name, Doing::Starting);
         drop(state);
         let launched = self.launch(name);
-        let keep = self.keeps(name);
+        let keep = launched.as_ref().is_ok_and(|live| self.keeps(name, live));
         self.update(|state| match (&launched, state.entry(name)) {
             (Ok(live), Some(entry)) => {
                 entry.doing = Doing::Running;
@@ -108,11 +108,11 @@ impl Service {
         Ok(Use { service: self.clone(), name: name.into(), live })
     }
 
-    /// Whether it stays when it is idle.
-    fn keeps(&self, name: &str) -> bool {
+    /// Whether it stays when it is idle: the host's file has the first word, then what was set, then its own wish.
+    fn keeps(&self, name: &str, live: &Live) -> bool {
         let recorded =
             || self.store.distribution(name).ok().flatten().is_some_and(|record| record.settings.keep_alive);
-        self.settings().of(name).keep_alive.unwrap_or_else(recorded)
+        self.settings().of(name).keep_alive.unwrap_or_else(|| recorded() || live.distribution.wants_to_live())
     }
 
     fn launch(self: &Arc<Self>, name: &str) -> Result<Arc<Live>> {

@@ -12,6 +12,7 @@
 //! | `session` | one process for one client |
 //! | `jobs` | what takes long: import, removal |
 //! | `whole` | export, clone, rename, move, resize |
+//! | `upkeep` | swap, memory that goes back, the clock |
 //! | `answers` | what can be asked |
 //!
 //! The service owns the store and the machine. It is not in a session's way: the streams are handed to the client, and go with
@@ -30,6 +31,7 @@ mod paths;
 mod session;
 mod settings;
 mod state;
+mod upkeep;
 mod whole;
 pub mod wire;
 
