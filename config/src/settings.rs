@@ -161,6 +161,9 @@ impl Settings {
         if let Fate::NoMeaning(reason) = key.fate {
             return Err(format!("{full} has no meaning here, and is not used: {reason}"));
         }
+        if key.fate == Fate::NotYet {
+            self.warn(line, format!("{full} is not honoured yet"));
+        }
         let value = key.kind.read(&text).map_err(|error| format!("{full}: {error}. It is not used"))?;
         let Some(mut value) = value else { return Ok(()) };
         let there = self.set.iter_mut().find(|s| s.key == key && same_name(&s.subsection, &subsection));
@@ -257,7 +260,8 @@ impl Settings {
         facts: &HostFacts,
     ) -> Option<Value> {
         let key = self.table.find(section, name);
-        debug_assert!(key.is_some_and(|key| key.fate == Fate::Honoured), "{section}.{name}");
+        let told = |key: &Key| !matches!(key.fate, Fate::NoMeaning(_));
+        debug_assert!(key.is_some_and(told), "{section}.{name}");
         self.row(key?, of, facts).value
     }
 }

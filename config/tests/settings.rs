@@ -45,7 +45,10 @@ fn what_is_written_counts() {
          [experimental]\nautoMemoryReclaim=gradual\nignoredPorts=22, 80\n\
          [distribution \"Debian 12\"]\nmemory=1GB\nprocessors=1.5\nuser=shared\nmount=~/src:/src:ro\nmount=/tmp\n",
     );
-    assert_eq!(warnings(&settings), [""; 0]);
+    assert_eq!(
+        warnings(&settings),
+        [14, 15].map(|line| format!("/c:{line}: distribution.mount is not honoured yet"))
+    );
     let config = HostConfig::new(&settings, &facts());
     assert_eq!((config.memory, config.swap, config.vm_idle_timeout), (4 << 30, 0, None));
     assert_eq!(config.kernel.as_deref(), Some(Path::new("/home/ada/bzImage")));

@@ -1,6 +1,6 @@
 //! `.wslconfig`: what the host says of the virtual machine and of each distribution.
 
-use super::{DISTRIBUTION, PACKAGE, honoured, meaningless, more};
+use super::{DISTRIBUTION, PACKAGE, honoured, meaningless, more, not_yet};
 use crate::{
     key::{Acts::*, Default, Key, SUBSECTION, Table},
     value::Kind,
@@ -130,23 +130,23 @@ static KEYS: [Key; 49] = [
         AtOnce,
         "How long the virtual machine goes on after its last distribution has stopped.",
     ),
-    honoured(
+    not_yet(honoured(
         "wsl2",
         "kernelBootTimeout",
         TIMEOUT,
         Default::Milliseconds(30_000),
         MachineStart,
         "How long the kernel may take to boot until that is an error.",
-    ),
+    )),
     more(
-        honoured(
+        not_yet(honoured(
             "wsl2",
             "distributionStartTimeout",
             TIMEOUT,
             Default::Milliseconds(60_000),
             AtOnce,
             "How long a distribution may take to start until that is an error.",
-        ),
+        )),
         "It has to be longer than its `boot.initTimeout`.",
     ),
     more(
@@ -275,14 +275,14 @@ static KEYS: [Key; 49] = [
         "Whether distributions start with the least that they need.",
         "`undercroft --debug-shell` comes into the virtual machine without starting any distribution",
     ),
-    honoured(
+    not_yet(honoured(
         "wsl2",
         "debugConsole",
         Kind::Bool,
         Default::Bool(false),
         MachineStart,
         "Whether the virtual machine's console is shown while it boots.",
-    ),
+    )),
     meaningless(
         "wsl2",
         "earlyBootLogging",
@@ -326,14 +326,14 @@ static KEYS: [Key; 49] = [
         ),
         "Its services end with it. `keepAlive` makes an exception of one distribution.",
     ),
-    honoured(
+    not_yet(honoured(
         "general",
         "distributionInstallPath",
         Kind::Path,
         Default::Unset("undercroft's data folder"),
         NextInstall,
         "The folder that new distributions' disks are made in.",
-    ),
+    )),
     more(
         honoured(
             "experimental",
@@ -462,14 +462,14 @@ static KEYS: [Key; 49] = [
         "The most bytes that the distribution may read from its disk in a second, and write to it.",
     ),
     more(
-        honoured(
+        not_yet(honoured(
             SUBSECTION,
             "mount",
             Kind::Mounts,
             Default::Unset("none"),
             DistributionStart,
             "A folder of the host's, and where the distribution sees it.",
-        ),
+        )),
         "Without the second folder it is seen at its own path. With `:ro` the distribution can only read. The key may be \
          repeated. A folder is shared by virtiofsd, a process of this user's: nobody in the distribution can do more with it \
          than this user.",

@@ -1,6 +1,6 @@
 //! `/etc/wsl-distribution.conf`: what a distribution's makers say of how it is installed.
 
-use super::{honoured, meaningless, more};
+use super::{honoured, meaningless, more, not_yet};
 use crate::{
     key::{Acts::NextInstall, Default, Key, Table},
     value::Kind,
@@ -19,32 +19,32 @@ const NO_WINDOWS_TERMINAL: &str = "Windows Terminal is not there";
 
 static KEYS: [Key; 7] = [
     more(
-        honoured(
+        not_yet(honoured(
             "oobe",
             "command",
             Kind::Text,
             Default::Unset("none"),
             NextInstall,
             "What root runs before the first interactive shell, to make a user or ask what has to be asked.",
-        ),
+        )),
         "If it fails there is no shell, and it runs again the next time.",
     ),
-    honoured(
+    not_yet(honoured(
         "oobe",
         "defaultUid",
         Kind::Integer { least: 0, most: u32::MAX as i64 },
         Default::Unset("root"),
         NextInstall,
         "The number of the user that sessions run as, once that command has succeeded.",
-    ),
-    honoured(
+    )),
+    not_yet(honoured(
         "oobe",
         "defaultName",
         Kind::Text,
         Default::Unset("the file's name"),
         NextInstall,
         "The distribution's name, where the person who installs it gives none.",
-    ),
+    )),
     meaningless(
         "shortcut",
         "enabled",

@@ -67,12 +67,12 @@ impl Service {
         if let Some(more) = &settings.host.kernel_command_line {
             config.command_line = format!("{} {more}", config.command_line);
         }
-        let console = self.paths.console();
+        let console = settings.host.debug_console_log_file.clone().unwrap_or_else(|| self.paths.console());
         rotate(&console);
         let machine = Machine::start(MachineOptions {
             vmm: parts.vmm,
             config,
-            modules_disk: parts.kernel.modules_disk,
+            modules_disk: settings.host.kernel_modules.clone().or(parts.kernel.modules_disk),
             console_log: Some(console),
             patience: settings.patience,
         })?;

@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     LaunchOptions, Limits,
-    error::{Error, Result, describe},
+    error::{Error, Result, chain, describe},
     guest::spawn,
     store::StoreError,
 };
@@ -106,6 +106,20 @@ impl Service {
         let (service, watched, of) = (self.clone(), live.clone(), name.to_owned());
         spawn("distribution's end", move || service.watch_distribution(&of, &watched))?;
         Ok(Use { service: self.clone(), name: name.into(), live })
+    }
+
+    /// Starts the distributions that the host's file wants started with the service.
+    pub(super) fn start_those_that_start_by_themselves(self: &Arc<Self>) {
+        let all = match self.store.list() {
+            Ok(all) => all.distributions,
+            Err(error) => return self.note(chain(&error)),
+        };
+        let settings = self.settings();
+        for record in all.iter().filter(|record| settings.of(&record.name).auto_start) {
+            if let Err(error) = self.using(&record.name, true) {
+                self.note(format!("{} did not start: {}", record.name, chain(&error)));
+            }
+        }
     }
 
     /// Whether it stays when it is idle: the host's file has the first word, then what was set, then its own wish.
