@@ -50,6 +50,16 @@ fn directory() -> PathBuf {
     Path::new(PLACE).join("lib/modules").join(modules::release())
 }
 
+/// Loads a module with those that it needs.
+pub(crate) fn load(name: &str) -> std::io::Result<()> {
+    let directory = directory();
+    let wanted = Index::read(&directory).resolve(name);
+    if wanted.is_empty() {
+        return Err(std::io::Error::other(format!("there is no module {name} in {}", directory.display())));
+    }
+    wanted.iter().try_for_each(|path| modules::load(&directory.join(path), ""))
+}
+
 /// The program `modprobe`: loads what is named, and gives the exit status.
 pub(crate) fn main() -> i32 {
     log::open();

@@ -30,7 +30,7 @@ use crate::{
     distribution::{self, Distribution},
     grow, import,
     jobs::{self, Job, Purpose, Word},
-    launch, log, modprobe, power,
+    launch, log, modprobe, network, power,
 };
 
 /// What the distributions get when the host is gone: enough to write what they have in mind.
@@ -187,6 +187,12 @@ impl Server {
                 jobs::start(Purpose::Request(id), |mouth| {
                     grow::grow(memory, limit).inspect_err(|failure| mouth.warn(failure.message.clone()))
                 })
+            }
+            Command::Network(what) => work(&|| network::configure(&what)),
+            // At once: what is launched next finds them.
+            Command::Names(names) => return self.answer(id, network::names::write(&names)),
+            Command::Relay { token } => {
+                jobs::start(Purpose::Request(id), |mouth| network::relay::run(token, mouth))
             }
             Command::Import(what) => jobs::start(Purpose::Request(id), |mouth| import::run(&what, mouth)),
             Command::Launch(what) => self.launch(id, &what),
