@@ -15,6 +15,7 @@
 //!     config: MachineConfig { kernel: "vmlinux".into(), initramfs: Some("initramfs.cpio".into()), ..Default::default() },
 //!     modules_disk: None,
 //!     console_log: None,
+//!     network: Default::default(),
 //!     patience: 1,
 //! })?;
 //! let store = Store::open("store".as_ref())?;
@@ -41,6 +42,7 @@ mod guest;
 pub mod import;
 mod kernel;
 mod machine;
+pub mod network;
 mod session;
 mod signals;
 mod spawn;
@@ -58,6 +60,7 @@ pub use error::{Cause, Ending, Error, Result};
 pub use import::Archive;
 pub use kernel::{BOOT_MEMORY_MIB, machine_config};
 pub use machine::{Machine, MachineOptions, PowerOff, Stopper};
+pub use network::{NatOptions, NetworkMode, NetworkOptions, NetworkStatus, TapOptions};
 pub use session::{Control, Input, Output, Program, Session, Streams};
 pub use signals::Signals;
 pub use store::Store;

@@ -56,7 +56,7 @@ const FIELDS: &[Field] = &[
     field("vsock.socket", Kind::Text, "PATH  the unix socket, and the beginning of its ports' paths"),
     field("network.mac", Kind::Text, "ADDRESS  the network card's, as 02:75:6e:64:63:74"),
     field("network.mtu", Kind::Number, "N  bytes of the longest packet, at least 68"),
-    field("network.backend", Kind::Text, "stream  the cable comes over the control socket"),
+    field("network.backend", Kind::Text, "stream | tap  the cable comes over the control socket"),
     field("network.backend.stream_fd", Kind::Number, "N  an inherited stream socket, as passt has it"),
     field("network.backend.stream_path", Kind::Text, "PATH  the unix socket of a passt"),
     field("network.backend.tap_fd", Kind::Number, "N  an inherited TAP device"),

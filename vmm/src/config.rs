@@ -243,6 +243,8 @@ pub enum NetBackend {
     StreamFd(i32),
     /// The unix socket at this path, at which such a process listens.
     StreamPath(PathBuf),
+    /// Nowhere yet: the control socket brings the descriptor of a TAP device.
+    Tap,
     /// An inherited descriptor of a TAP device (`IFF_TAP | IFF_NO_PI | IFF_VNET_HDR`).
     TapFd(i32),
 }

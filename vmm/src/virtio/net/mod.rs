@@ -153,6 +153,7 @@ impl Net {
     pub fn new(config: &NetConfig, events: EventLoop) -> Result<(Self, NetControl), NetError> {
         let (kind, fd) = match &config.backend {
             NetBackend::Stream => (Kind::Stream, None),
+            NetBackend::Tap => (Kind::Tap, None),
             NetBackend::StreamFd(fd) => (Kind::Stream, Some(inherited(*fd)?)),
             NetBackend::TapFd(fd) => (Kind::Tap, Some(inherited(*fd)?)),
             NetBackend::StreamPath(path) => {
