@@ -22,8 +22,8 @@ use std::{
 };
 
 use undercroft::{
-    Archive, Cause, Distribution, Error, LaunchOptions, Limits, Machine, MachineOptions, NewDisk, Output,
-    Pipes, Program, Root, Stopper, disk, machine_config,
+    Archive, Cause, Distribution, Error, LaunchOptions, Limits, Machine, MachineOptions, NetworkOptions,
+    NewDisk, Output, Pipes, Program, Root, Stopper, disk, machine_config,
 };
 use undercroft_protocol::command::DiskAddress;
 use undercroft_vmm::{MachineConfig, config::Description};
@@ -67,6 +67,7 @@ pub struct Boot {
     changes: Vec<Change>,
     distros: Vec<Wanted>,
     expected: Vec<String>,
+    network: NetworkOptions,
 }
 
 /// A distribution that a test wants: layered over a base that others of the same archive share, with users of its own and
@@ -136,6 +137,7 @@ pub fn boot(suite: &'static Suite, kernel: Kernel) -> Boot {
         changes: Vec::new(),
         distros: Vec::new(),
         expected: usual(),
+        network: NetworkOptions::default(),
     }
 }
 
@@ -171,6 +173,12 @@ impl Boot {
     /// Changes anything else of the machine.
     pub fn with(mut self, change: impl FnOnce(&mut MachineConfig) + 'static) -> Self {
         self.changes.push(Box::new(change));
+        self
+    }
+
+    /// How it reaches the world; not at all otherwise.
+    pub fn network(mut self, network: NetworkOptions) -> Self {
+        self.network = network;
         self
     }
 
@@ -217,6 +225,7 @@ impl Boot {
             config,
             modules_disk: self.kernel.modules_disk.clone(),
             console_log: Some(log.clone()),
+            network: self.network,
             patience: if lab::inside() { 20 } else { 1 },
         };
         let started = Machine::start_with(options, |stopper| watchdog.watch(stopper));

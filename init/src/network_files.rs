@@ -6,28 +6,40 @@ use undercroft_config::DistributionConfig;
 
 use crate::log::Warnings;
 
+/// The host's own name servers, kept by the VM's mini-init for all distributions.
+const RESOLV_CONF: &str = "/mnt/undercroft/network/resolv.conf";
+/// Names with their addresses, likewise: lines of hosts(5).
+const HOSTS: &str = "/mnt/undercroft/network/hosts";
+
 /// Sets the host name, and writes /etc/hostname and /etc/hosts as the configuration says.
 pub(crate) fn prepare(hostname: &str, configuration: &DistributionConfig, warnings: &mut Warnings) {
     warnings.take(&format!("setting the host name {hostname:?}"), nix::unistd::sethostname(hostname));
     if Path::new("/etc").is_dir() {
         warnings.take("writing /etc/hostname", replace("/etc/hostname", &format!("{hostname}\n")));
         if configuration.generate_hosts {
-            warnings.take("writing /etc/hosts", replace("/etc/hosts", &hosts(hostname)));
+            // Without a network there is none.
+            let others = fs::read_to_string(HOSTS).unwrap_or_default();
+            warnings.take("writing /etc/hosts", replace("/etc/hosts", &hosts(hostname, &others)));
         }
     }
     if configuration.generate_resolv_conf {
-        warnings.take("mending /etc/resolv.conf", mend_resolv_conf("/etc/resolv.conf", "/run"));
+        let outcome = if Path::new(RESOLV_CONF).exists() {
+            link("/etc/resolv.conf", RESOLV_CONF)
+        } else {
+            mend_resolv_conf("/etc/resolv.conf", "/run")
+        };
+        warnings.take("making /etc/resolv.conf", outcome);
     }
 }
 
-fn hosts(hostname: &str) -> String {
+fn hosts(hostname: &str, others: &str) -> String {
     let short = hostname.split('.').next().unwrap_or(hostname);
     let names = if short == hostname { hostname.to_owned() } else { format!("{hostname} {short}") };
     format!(
         "# Written when this distribution starts. To keep changes of your own, write into /etc/wsl.conf:\n\
          # [network]\n# generateHosts = false\n127.0.0.1\tlocalhost\n127.0.1.1\t{names}\n\n\
          ::1\tip6-localhost ip6-loopback\nfe00::0\tip6-localnet\nff00::0\tip6-mcastprefix\n\
-         ff02::1\tip6-allnodes\nff02::2\tip6-allrouters\n"
+         ff02::1\tip6-allnodes\nff02::2\tip6-allrouters\n{others}"
     )
 }
 
@@ -43,6 +55,17 @@ fn replace(path: &str, content: &str) -> io::Result<()> {
     let mut file = fs::File::options().write(true).create_new(true).open(&new)?;
     io::Write::write_all(&mut file, content.as_bytes())?;
     fs::rename(&new, path)
+}
+
+/// Makes a name a link to `target`, whatever it was before.
+fn link(path: &str, target: &str) -> io::Result<()> {
+    if fs::read_link(path).is_ok_and(|now| now == Path::new(target)) {
+        return Ok(());
+    }
+    let new = format!("{path}.undercroft");
+    let _ = fs::remove_file(&new);
+    std::os::unix::fs::symlink(target, &new)?;
+    fs::rename(new, path)
 }
 
 /// A link to a file that a network manager would make on /run gets an empty file there: programs then find no name
@@ -71,8 +94,9 @@ mod tests {
 
     #[test]
     fn hosts_names_both_forms_of_a_long_name() {
-        assert!(hosts("box").contains("127.0.1.1\tbox\n"));
-        assert!(hosts("box.example").contains("127.0.1.1\tbox.example box\n"));
+        assert!(hosts("box", "").contains("127.0.1.1\tbox\n"));
+        assert!(hosts("box.example", "").contains("127.0.1.1\tbox.example box\n"));
+        assert!(hosts("box", "10.0.0.1\thost.internal\n").ends_with("\n10.0.0.1\thost.internal\n"));
     }
 
     #[test]
@@ -84,6 +108,17 @@ mod tests {
         replace(path.to_str().unwrap(), "new").unwrap();
         assert_eq!(fs::read_to_string(&path).unwrap(), "new");
         assert_eq!(fs::read_to_string(&target).unwrap(), "mine");
+    }
+
+    #[test]
+    fn a_file_becomes_a_link() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("resolv.conf");
+        fs::write(&path, "mine").unwrap();
+        for target in ["/shared/one", "/shared/one", "/shared/two"] {
+            link(path.to_str().unwrap(), target).unwrap();
+            assert_eq!(fs::read_link(&path).unwrap(), Path::new(target));
+        }
     }
 
     #[test]

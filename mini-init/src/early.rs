@@ -75,6 +75,7 @@ pub(crate) fn prepare(warnings: &mut Warnings) {
         warnings.take(&format!("making {place}"), make_directory(place));
     }
     file_system(warnings, "tmpfs", SHARED, MsFlags::MS_NOSUID | MsFlags::MS_NODEV, "mode=1777");
+    warnings.take("making a place for the distributions' names", crate::network::names::make_directory());
     set("/proc/self/oom_score_adj", "-1000", warnings);
 }
 

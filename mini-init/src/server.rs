@@ -30,7 +30,7 @@ use crate::{
     distribution::{self, Distribution},
     export, grow, import,
     jobs::{self, Job, Purpose, Word},
-    launch, log, modprobe, power,
+    launch, log, modprobe, network, power,
     reclaim::{self, Reclaimer, Sample},
     swap,
 };
@@ -202,6 +202,12 @@ impl Server {
             Command::SetTime { realtime_ns, tolerance_ms } => {
                 let tolerance = Duration::from_millis(tolerance_ms.into());
                 return self.answer(id, clock::follow(realtime_ns, tolerance));
+            }
+            Command::Network(what) => work(&|| network::configure(&what)),
+            // At once: what is launched next finds them.
+            Command::Names(names) => return self.answer(id, network::names::write(&names)),
+            Command::Relay { token } => {
+                jobs::start(Purpose::Request(id), |mouth| network::relay::run(token, mouth))
             }
             Command::Import(what) => jobs::start(Purpose::Request(id), |mouth| import::run(&what, mouth)),
             Command::Export(what) => launch::Devices::of(&what.root).and_then(|devices| {

@@ -2,7 +2,12 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{opening::Mark, opening::Token, session::ExitStatus};
+use crate::{
+    network::{Names, Network},
+    opening::Mark,
+    opening::Token,
+    session::ExitStatus,
+};
 
 /// A request, with a number of the host's own that its [`Reply`] repeats. Requests may be answered out of order.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -67,6 +72,16 @@ pub enum Command {
     },
     /// Stream the root file system of a distribution that does not run to the host, as a tar archive.
     Export(Export),
+    /// Set the network card up; again, when something of it has changed.
+    Network(Network),
+    /// Write down what names mean, in place of what was written before.
+    Names(Names),
+    /// Start the relay between the host's loopback and the VM's listeners: answered with [`Done::Nothing`] when it has
+    /// connected to the host. It runs as long as that connection.
+    Relay {
+        /// With which it connects.
+        token: Token,
+    },
 }
 
 /// Giving back memory that the distributions use as a cache, when the machine has nothing to do.

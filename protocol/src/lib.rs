@@ -13,14 +13,19 @@
 //! | `Distribution` | [`InitEvent`](session::InitEvent) | [`InitRequest`](session::InitRequest) |
 //! | `Stream` | the bytes of a session's stdout, stderr or terminal | the bytes of its stdin or terminal, or of an import |
 //!
+//! One stream is not bytes but frames: that of the relay for the host's loopback ([`Command::Relay`](command::Command::Relay)),
+//! on which the guest sends [`RelayEvent`](network::RelayEvent)s and the host [`RelayRequest`](network::RelayRequest)s.
+//!
 //! The host takes `Command` and `Notify` once each, before any distribution runs. `Distribution` and `Stream` are proven
 //! by a [`Token`] which the host made up and told only the process that was to come back with it: any process in any
 //! distribution can open a vsock connection, and none of them can guess one.
 
 pub mod command;
 pub mod frame;
+pub mod network;
 pub mod opening;
 pub mod session;
+pub mod splice;
 
 pub use frame::{FrameError, VERSION, read_frame, write_frame};
 pub use opening::{Opening, Token};

@@ -11,6 +11,7 @@ use undercroft_protocol::{
         Limits, Reclaim, ReclaimMode, Reply, Request, Root, Swap, Users,
     },
     frame::encode,
+    network::{Address, Host, Listener, Names, Network, RelayEvent, RelayRequest},
     opening::{GuestHello, Mark},
     session::{Exec, ExitStatus, InitEvent, InitRequest, Program, StartError, Stdio, WindowSize},
 };
@@ -103,6 +104,25 @@ fn the_bytes_of_each_message() {
             "export",
             Command::Export(Export { root: Root::Flat { disk: DiskAddress::Lun(300) }, archive: token }),
         ),
+        (
+            "network",
+            Command::Network(Network {
+                mac: [2, 0, 0, 0, 0, 1],
+                mtu: 65_520,
+                addresses: vec![Address { ip: [10, 0, 0, 2].into(), prefix: 24 }],
+                gateways: vec![std::net::Ipv6Addr::LOCALHOST.into()],
+            }),
+        ),
+        (
+            "names",
+            Command::Names(Names {
+                nameservers: vec![[10, 0, 0, 3].into()],
+                search: vec!["example".into()],
+                options: vec!["edns0".into()],
+                hosts: vec![Host { address: [10, 0, 0, 1].into(), name: "host.internal".into() }],
+            }),
+        ),
+        ("relay", Command::Relay { token }),
     ] {
         line(o, &format!("request {name}"), &Request { id: 5, command });
     }
@@ -132,6 +152,13 @@ fn the_bytes_of_each_message() {
     line(o, "event ended", &Event::DistributionEnded { distribution: 1, status: ExitStatus::Signal(9) });
     line(o, "event warning", &Event::Warning("w".into()));
     line(o, "event export", &Event::ExportProgress { archive: token, entries: 1, about: 2 });
+
+    let to = ([127, 0, 0, 1], 80).into();
+    let listener = Listener { address: to, distribution: Some(1), program: "httpd".into(), pid: Some(7) };
+    line(o, "listening", &RelayEvent::Listening(vec![listener]));
+    line(o, "refused", &RelayEvent::Refused(token));
+    line(o, "relay warning", &RelayEvent::Warning("w".into()));
+    line(o, "connect", &RelayRequest::Connect { token, to });
 
     let size = WindowSize { rows: 24, columns: 80 };
     let exec = |program, stdio| {

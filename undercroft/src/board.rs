@@ -155,6 +155,15 @@ impl Board {
         result
     }
 
+    /// Something that a person should read.
+    pub(crate) fn warn(&self, text: String) {
+        self.update(|state| {
+            if state.warnings.len() < WARNINGS {
+                state.warnings.push(text);
+            }
+        });
+    }
+
     /// What the guest's console said last.
     pub(crate) fn console(&self) -> Console {
         self.log.as_ref().map(Log::console).unwrap_or_default()

@@ -157,6 +157,11 @@ impl Distribution {
         self.inner.guest.board.lock().distributions.get(&self.inner.id)?.user.clone()
     }
 
+    /// Its number in this run of the VM, by which [`Port`](crate::network::ports::Port)s name it.
+    pub fn id(&self) -> u32 {
+        self.inner.id
+    }
+
     /// How its init ended, if it has.
     pub fn ended(&self) -> Option<ExitStatus> {
         self.inner.guest.board.lock().distributions.get(&self.inner.id)?.ended

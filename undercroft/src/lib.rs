@@ -15,6 +15,7 @@
 //!     config: MachineConfig { kernel: "vmlinux".into(), initramfs: Some("initramfs.cpio".into()), ..Default::default() },
 //!     modules_disk: None,
 //!     console_log: None,
+//!     network: Default::default(),
 //!     patience: 1,
 //! })?;
 //! let store = Store::open("store".as_ref())?;
@@ -44,6 +45,7 @@ mod guest;
 pub mod import;
 mod kernel;
 mod machine;
+pub mod network;
 pub mod service;
 mod session;
 mod signals;
@@ -65,6 +67,7 @@ pub use export::{Compression, Exporting, NewFile, Target};
 pub use import::Archive;
 pub use kernel::{BOOT_MEMORY_MIB, machine_config};
 pub use machine::{Machine, MachineOptions, PowerOff, Stopper};
+pub use network::{NatOptions, NetworkMode, NetworkOptions, NetworkStatus, TapOptions};
 pub use session::{Control, Input, Output, Program, Relayed, Session, Steer, Steering, Streams};
 pub use signals::Signals;
 pub use store::Store;

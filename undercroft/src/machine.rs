@@ -30,6 +30,7 @@ use crate::{
     export::{Exporting, Target},
     guest::{Guest, Pending, wrong},
     import::{Archive, Progress},
+    network::{Network, NetworkOptions, NetworkStatus, Plan, ports::Port},
     store::{Attached, Disks, Held, Unpack},
     timeline::Timeline,
     users::UserRanges,
@@ -52,6 +53,8 @@ pub struct MachineOptions {
     pub modules_disk: Option<PathBuf>,
     /// Where the guest's console is logged; `None` is a file that goes with the machine.
     pub console_log: Option<PathBuf>,
+    /// How it reaches the world. Its network card in `config` is set by this.
+    pub network: NetworkOptions,
     /// How many times longer than on hardware things may take: 1, or more in a machine made in software.
     pub patience: u32,
 }
@@ -60,6 +63,7 @@ pub struct MachineOptions {
 #[derive(Debug)]
 pub struct Machine {
     guest: Arc<Guest>,
+    network: Network,
     vmm: Vmm,
     hello: GuestHello,
     luns: Mutex<BTreeSet<u16>>,
@@ -108,12 +112,16 @@ impl Machine {
         config.scsi = true;
         config.vsock = Some(VsockConfig { cid: GUEST_CID as u32, socket });
         config.serial = Output::File(log.path);
+        let plan = Plan::new(options.network);
+        config.network = plan.card();
         let (cpus, boot_mib, most_mib) = (config.cpus, config.memory_mib, config.max_memory_mib);
         let vmm = Vmm::start(&options.vmm, config, kept.join("vmm.log"), &board)?;
         running(vmm.stopper());
+        let network = plan.start(&vmm, kept, &board)?;
         let hello = guest.greet(guest.limit(30))?;
-        let machine = Self {
+        let mut machine = Self {
             guest,
+            network,
             vmm,
             hello,
             luns: Mutex::default(),
@@ -129,6 +137,7 @@ impl Machine {
             let limit = machine.guest.limit(30);
             machine.guest.ask_nothing("use the kernel's modules", Command::Modules { disk }, limit)?;
         }
+        machine.network.introduce(&machine.guest, machine.vmm.control())?;
         Ok(machine)
     }
 
@@ -141,7 +150,7 @@ impl Machine {
         }
         let limit = self.guest.limit(60);
         if more > 0 {
-            self.vmm.set_memory(most_mib, self.guest.limit(10))?;
+            self.vmm.control().set_memory(most_mib, self.guest.limit(10))?;
         }
         let command = Command::Grow {
             memory: self.hello.memory + more / BLOCK * BLOCK,
@@ -171,12 +180,27 @@ impl Machine {
     /// Asks the guest to have so many MiB of memory, from what it booted with to what its configuration allows. It gets
     /// there in its own time, down only as far as it can do without; [`statistics`](Self::statistics) tell.
     pub fn set_memory(&self, mib: u64) -> Result<()> {
-        self.vmm.set_memory(mib, self.guest.limit(10))
+        self.vmm.control().set_memory(mib, self.guest.limit(10))
+    }
+
+    /// How it is with the network.
+    pub fn network(&self) -> NetworkStatus {
+        self.network.status()
+    }
+
+    /// What distributions listen for, and where it is reached on the host.
+    pub fn ports(&self) -> Vec<Port> {
+        self.network.ports()
+    }
+
+    /// passt's process id, as long as it runs.
+    pub fn passt_pid(&self) -> Option<u32> {
+        self.network.passt_pid()
     }
 
     /// How the VMM says the machine is.
     pub fn statistics(&self) -> Result<Statistics> {
-        self.vmm.statistics(self.guest.limit(10))
+        self.vmm.control().statistics(self.guest.limit(10))
     }
 
     /// mini-init, connected.
@@ -219,7 +243,7 @@ impl Machine {
             self.luns.lock().unwrap_or_else(PoisonError::into_inner).remove(&lun);
         };
         let limit = self.guest.limit(10);
-        self.vmm.attach(lun, read_only, disk.as_fd(), limit).inspect_err(|_| free())?;
+        self.vmm.control().attach(lun, read_only, disk.as_fd(), limit).inspect_err(|_| free())?;
         let address = DiskAddress::Lun(lun);
         let known =
             self.guest.ask("find the disk", Command::AttachDisk(address.clone()), Some(self.guest.limit(30)));
@@ -228,7 +252,7 @@ impl Machine {
             Ok(other) => Err(wrong("find the disk", &other)),
             Err(error) => {
                 // The guest does not know it: taking it away again surprises nobody, and the first error counts.
-                if self.vmm.detach(lun, limit).is_ok() {
+                if self.vmm.control().detach(lun, limit).is_ok() {
                     free();
                 }
                 Err(error)
@@ -242,7 +266,7 @@ impl Machine {
         let lun = if let DiskAddress::Lun(lun) = disk { Some(lun) } else { None };
         self.guest.ask_nothing("let go of the disk", Command::DetachDisk(disk), limit)?;
         if let Some(lun) = lun {
-            self.vmm.detach(lun, limit)?;
+            self.vmm.control().detach(lun, limit)?;
             self.luns.lock().unwrap_or_else(PoisonError::into_inner).remove(&lun);
         }
         Ok(())
@@ -302,7 +326,10 @@ impl Machine {
     /// Starts a distribution, and waits until it takes sessions.
     pub fn launch(&self, what: &LaunchOptions) -> Result<Distribution> {
         let users = if what.own_users { self.users.of(&what.name)? } else { Users::Shared };
-        Distribution::launch(&self.guest, what, users)
+        self.network.note_name(&what.name)?;
+        let distribution = Distribution::launch(&self.guest, what, users)?;
+        self.network.settle(&self.guest.board, self.guest.limit(10));
+        Ok(distribution)
     }
 
     /// What the guest warned of since the last call, a line each.

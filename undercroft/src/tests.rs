@@ -366,7 +366,17 @@ fn with_vmm(script: &str) -> (tempfile::TempDir, MachineOptions) {
     std::fs::set_permissions(&vmm, std::fs::Permissions::from_mode(0o700)).unwrap();
     let console_log = Some(directory.path().join("console.log"));
     let config = MachineConfig { kernel: "vmlinux".into(), ..Default::default() };
-    (directory, MachineOptions { vmm, config, modules_disk: None, console_log, patience: 1 })
+    (
+        directory,
+        MachineOptions {
+            vmm,
+            config,
+            modules_disk: None,
+            console_log,
+            network: Default::default(),
+            patience: 1,
+        },
+    )
 }
 
 #[test]

@@ -40,11 +40,17 @@ const LINE: usize = 1 << 20;
 /// A running VMM.
 #[derive(Debug)]
 pub(crate) struct Vmm {
-    board: Arc<Board>,
+    control: Arc<Control>,
     process: Arc<Process>,
-    control: Mutex<UnixStream>,
-    next: AtomicU64,
     waiter: Mutex<Option<std::thread::JoinHandle<()>>>,
+}
+
+/// What can be asked of it, from any thread.
+#[derive(Debug)]
+pub(crate) struct Control {
+    board: Arc<Board>,
+    socket: Mutex<UnixStream>,
+    next: AtomicU64,
 }
 
 /// The process, as long as it may be signalled: its number is its own until it has been waited for.
@@ -159,13 +165,12 @@ impl Vmm {
         // A VMM that died already says so by its end, not by this broken pipe.
         let _ = config_writer.write_all(&text);
         drop(config_writer);
-        Ok(Self {
-            board: board.clone(),
-            process,
-            control: Mutex::new(control),
-            next: AtomicU64::new(1),
-            waiter: Mutex::new(Some(waiter)),
-        })
+        let control = Control { board: board.clone(), socket: Mutex::new(control), next: AtomicU64::new(1) };
+        Ok(Self { control: Arc::new(control), process, waiter: Mutex::new(Some(waiter)) })
+    }
+
+    pub(crate) fn control(&self) -> &Arc<Control> {
+        &self.control
     }
 
     pub(crate) fn stopper(&self) -> Stopper {
@@ -177,6 +182,24 @@ impl Vmm {
         self.process.pid.lock().unwrap_or_else(PoisonError::into_inner).map(|pid| pid.as_raw() as u32)
     }
 
+    /// Kills it, if it still runs, and waits for its end.
+    pub(crate) fn kill(&self) {
+        self.process.kill(Cause::Stopped);
+        let waiter = self.waiter.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(waiter) = waiter {
+            // A waiter that panicked has said so already.
+            let _ = waiter.join();
+        }
+    }
+}
+
+impl Drop for Vmm {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+impl Control {
     pub(crate) fn attach(
         &self,
         lun: u16,
@@ -215,9 +238,9 @@ impl Vmm {
         line.push(b'\n');
         self.board.update(|state| state.vmm_replies.insert(id, None));
         {
-            let mut control = self.control.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut socket = self.socket.lock().unwrap_or_else(PoisonError::into_inner);
             // A VMM that is gone says so by its end.
-            let _ = send(&mut control, &line, fd);
+            let _ = send(&mut socket, &line, fd);
         }
         let answer = self.board.wait("an answer of the VMM", Some(limit), |state| {
             let answer = state.vmm_replies.get_mut(&id)?.take()?;
@@ -227,20 +250,14 @@ impl Vmm {
         answer
     }
 
-    /// Kills it, if it still runs, and waits for its end.
-    pub(crate) fn kill(&self) {
-        self.process.kill(Cause::Stopped);
-        let waiter = self.waiter.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some(waiter) = waiter {
-            // A waiter that panicked has said so already.
-            let _ = waiter.join();
-        }
+    /// Whether the machine has ended.
+    pub(crate) fn has_ended(&self) -> bool {
+        self.board.lock().ended.is_some()
     }
-}
 
-impl Drop for Vmm {
-    fn drop(&mut self) {
-        self.kill();
+    /// The network card's cable goes there from now on.
+    pub(crate) fn link(&self, to: BorrowedFd<'_>, limit: Duration) -> Result<()> {
+        self.ask("connect the network", Action::Link, Some(to), limit).map(drop)
     }
 }
 

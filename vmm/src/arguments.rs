@@ -54,6 +54,12 @@ const FIELDS: &[Field] = &[
     field("scsi", Kind::Flag, "true | false  a SCSI controller for disks that come and go"),
     field("vsock.cid", Kind::Number, "N  the guest's context id, at least 3"),
     field("vsock.socket", Kind::Text, "PATH  the unix socket, and the beginning of its ports' paths"),
+    field("network.mac", Kind::Text, "ADDRESS  the network card's, as 02:75:6e:64:63:74"),
+    field("network.mtu", Kind::Number, "N  bytes of the longest packet, at least 68"),
+    field("network.backend", Kind::Text, "stream | tap  the cable comes over the control socket"),
+    field("network.backend.stream_fd", Kind::Number, "N  an inherited stream socket, as passt has it"),
+    field("network.backend.stream_path", Kind::Text, "PATH  the unix socket of a passt"),
+    field("network.backend.tap_fd", Kind::Number, "N  an inherited TAP device"),
     field("rng", Kind::Flag, "true | false  an entropy device"),
     field("balloon.free_page_reporting", Kind::Flag, "true | false  free pages go back to the host"),
     field("balloon.deflate_on_oom", Kind::Flag, "true | false  the guest may take pages back in need"),
@@ -237,7 +243,7 @@ fn open_inherited(fd: &str) -> std::io::Result<File> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{BalloonConfig, DiskConfig, Output, VsockConfig};
+    use crate::config::{BalloonConfig, DiskConfig, NetBackend, NetConfig, Output, VsockConfig};
 
     fn config(line: &str) -> Result<MachineConfig, Error> {
         match parse(line.split_whitespace().map(OsString::from))? {
@@ -293,19 +299,25 @@ mod tests {
                 _ => out.push(prefix.into()),
             }
         }
-        let full = |output: Output| MachineConfig {
+        let full = |output: Output, backend: NetBackend| MachineConfig {
             disks: vec![DiskConfig::default()],
             max_memory_mib: Some(1024),
             timer_hz: Some(100),
             vsock: Some(VsockConfig { cid: 3, socket: "/s".into() }),
             balloon: Some(BalloonConfig::default()),
+            network: Some(NetConfig { backend, ..NetConfig::default() }),
             serial: output.clone(),
             console: Some(output),
             ..Default::default()
         };
         let mut names = Vec::new();
-        for output in [Output::Null, Output::File("/f".into())] {
-            walk("", &serde_json::to_value(full(output)).unwrap(), &mut names);
+        for (output, backend) in [
+            (Output::Null, NetBackend::Stream),
+            (Output::File("/f".into()), NetBackend::StreamFd(3)),
+            (Output::Null, NetBackend::StreamPath("/s".into())),
+            (Output::Null, NetBackend::TapFd(3)),
+        ] {
+            walk("", &serde_json::to_value(full(output, backend)).unwrap(), &mut names);
         }
         names.sort();
         names.dedup();

@@ -1,6 +1,8 @@
 //! One description of a machine: the library's builder, the binary's arguments and its JSON file are all this type.
 
+use std::fmt;
 use std::path::PathBuf;
+use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
@@ -40,6 +42,8 @@ pub struct MachineConfig {
     pub scsi: bool,
     /// A virtio-vsock device.
     pub vsock: Option<VsockConfig>,
+    /// A virtio-net device.
+    pub network: Option<NetConfig>,
     /// A virtio-rng device, fed by the host's getrandom(2).
     pub rng: bool,
     /// A virtio-balloon device.
@@ -71,6 +75,7 @@ impl Default for MachineConfig {
             page_cache: false,
             scsi: false,
             vsock: None,
+            network: None,
             rng: true,
             balloon: None,
             serial: Output::Stdout,
@@ -118,6 +123,9 @@ impl MachineConfig {
             return Err(
                 "entry = pvh has no place for description = device-tree; use entry = long-mode".into()
             );
+        }
+        if let Some(network) = &self.network {
+            network.check()?;
         }
         if self.serial == Output::Terminal && self.console == Some(Output::Terminal) {
             return Err("serial and console cannot both have the terminal".into());
@@ -191,6 +199,98 @@ pub struct VsockConfig {
     pub socket: PathBuf,
 }
 
+/// A virtio-net device: one Ethernet card.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct NetConfig {
+    /// Its address.
+    pub mac: MacAddress,
+    /// Bytes of the longest packet, from 68 on. A process at a stream's other end takes 65 520, if it is passt.
+    pub mtu: u16,
+    /// Where its cable goes.
+    pub backend: NetBackend,
+}
+
+impl Default for NetConfig {
+    fn default() -> Self {
+        // Of those that anybody may give (bit 1 of the first byte), the one that spells "undct".
+        Self { mac: MacAddress([0x02, b'u', b'n', b'd', b'c', b't']), mtu: 1500, backend: NetBackend::Stream }
+    }
+}
+
+impl NetConfig {
+    fn check(&self) -> Result<(), String> {
+        /// IPv4's (RFC 791).
+        const MTU_MIN: u16 = 68;
+        if self.mtu < MTU_MIN {
+            return Err(format!("network.mtu = {}: expected {MTU_MIN} to 65535", self.mtu));
+        }
+        if self.mac.0[0] & 1 != 0 || self.mac.0 == [0; 6] {
+            return Err(format!("network.mac = {}: expected an address of one card", self.mac));
+        }
+        Ok(())
+    }
+}
+
+/// Where a network card's cable goes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum NetBackend {
+    /// Nowhere yet: the control socket brings a connected stream socket.
+    Stream,
+    /// An inherited, connected stream socket. Each frame has its length before it, four bytes, big endian: as passt and
+    /// QEMU's `-netdev stream` have it.
+    StreamFd(i32),
+    /// The unix socket at this path, at which such a process listens.
+    StreamPath(PathBuf),
+    /// Nowhere yet: the control socket brings the descriptor of a TAP device.
+    Tap,
+    /// An inherited descriptor of a TAP device (`IFF_TAP | IFF_NO_PI | IFF_VNET_HDR`).
+    TapFd(i32),
+}
+
+/// The address of a network card, written as `02:75:6e:64:63:74`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct MacAddress(pub [u8; 6]);
+
+impl fmt::Display for MacAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [a, b, c, d, e, g] = self.0;
+        write!(f, "{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{g:02x}")
+    }
+}
+
+impl FromStr for MacAddress {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let none = || format!("{text:?} is no address of a network card; one is 02:75:6e:64:63:74");
+        let mut bytes = [0; 6];
+        let mut parts = text.split([':', '-']);
+        for byte in &mut bytes {
+            let part =
+                parts.next().filter(|part| part.len() == 2 && !part.starts_with('+')).ok_or_else(none)?;
+            *byte = u8::from_str_radix(part, 16).map_err(|_| none())?;
+        }
+        if parts.next().is_some() { Err(none()) } else { Ok(Self(bytes)) }
+    }
+}
+
+impl TryFrom<String> for MacAddress {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        text.parse()
+    }
+}
+
+impl From<MacAddress> for String {
+    fn from(address: MacAddress) -> Self {
+        address.to_string()
+    }
+}
+
 /// A virtio-balloon device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -231,4 +331,39 @@ pub enum Seccomp {
     Log,
     /// There are no filters.
     Off,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cards_address_is_six_bytes() {
+        let address: MacAddress = "02:75:6E:64:63:74".parse().unwrap();
+        assert_eq!(address, NetConfig::default().mac);
+        assert_eq!(address.to_string(), "02:75:6e:64:63:74");
+        for text in [
+            "",
+            "02:75:6e:64:63",
+            "02:75:6e:64:63:74:00",
+            "2:75:6e:64:63:74",
+            "02:75:6e:64:63:7g",
+            "+2:75:6e:64:63:+4",
+        ] {
+            assert!(text.parse::<MacAddress>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn what_no_card_can_be_is_refused() {
+        let check = |network: NetConfig| {
+            MachineConfig { kernel: "/k".into(), network: Some(network), ..MachineConfig::default() }.check()
+        };
+        check(NetConfig::default()).unwrap();
+        assert!(check(NetConfig { mtu: 67, ..NetConfig::default() }).unwrap_err().contains("network.mtu"));
+        for mac in [[0; 6], [0xff; 6], [1, 0, 0, 0, 0, 1]] {
+            let refused = check(NetConfig { mac: MacAddress(mac), ..NetConfig::default() });
+            assert!(refused.unwrap_err().contains("network.mac"));
+        }
+    }
 }

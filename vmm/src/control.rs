@@ -2,7 +2,8 @@
 //!
 //! It is an inherited stream socket ([`MachineConfig::control_fd`](crate::MachineConfig::control_fd)). Each message is one
 //! JSON object on a line of its own. [`Request`]s come in, [`Message`]s go out: replies, which carry the request's number, and events.
-//! A disk to attach comes as a file descriptor (SCM_RIGHTS) beside its request's bytes; the VMM opens no file itself.
+//! A disk to attach, or where the network goes, comes as a file descriptor (SCM_RIGHTS) beside its request's bytes; the VMM
+//! opens no file itself.
 //! When the peer closes the socket the machine runs on.
 
 use std::collections::VecDeque;
@@ -45,6 +46,9 @@ pub enum Action {
         /// Its number.
         lun: u16,
     },
+    /// The file descriptor that comes along is where the network card's cable goes from now on: a connected stream socket, or
+    /// a TAP device if the card was made with one.
+    Link,
     /// The balloon is to be this large.
     Balloon {
         /// MiB that the guest is to give up.
@@ -276,6 +280,8 @@ mod tests {
         assert_eq!(request.action, Action::Attach { lun: 3, read_only: false });
         let request: Request = serde_json::from_str(r#"{"id":2,"do":"stop"}"#).unwrap();
         assert_eq!(request.action, Action::Stop);
+        let request: Request = serde_json::from_str(r#"{"id":3,"do":"link"}"#).unwrap();
+        assert_eq!(request.action, Action::Link);
         let ended = Ended { end: End::PowerOff, exits: Exits::default() };
         let text = serde_json::to_string(&Message::Event { event: Event::Ended(ended.clone()) }).unwrap();
         assert!(text.starts_with(r#"{"event":{"ended":{"end":"power_off","exits":{"io_in":0"#), "{text}");

@@ -9,6 +9,11 @@ pub(crate) fn borrow(fd: RawFd) -> Option<BorrowedFd<'static>> {
     (fd >= 0).then(|| unsafe { BorrowedFd::borrow_raw(fd) })
 }
 
+/// Takes over one that is open, as the configuration says that it is.
+pub(crate) fn inherit(fd: RawFd) -> Option<OwnedFd> {
+    nix::fcntl::fcntl(borrow(fd)?, nix::fcntl::FcntlArg::F_GETFD).is_ok().then(|| adopt(fd))
+}
+
 /// Takes it over.
 pub(crate) fn adopt(fd: RawFd) -> OwnedFd {
     // SAFETY: the descriptor was either just received, so that nobody else knows it, or is the one that the configuration

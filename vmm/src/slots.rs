@@ -14,6 +14,7 @@ use crate::virtio::block::Block;
 use crate::virtio::console::Console;
 use crate::virtio::disk::Disk;
 use crate::virtio::mem::{Mem, MemControl};
+use crate::virtio::net::{Net, NetControl};
 use crate::virtio::rng::Rng;
 use crate::virtio::scsi::{Scsi, ScsiControl};
 use crate::virtio::vsock::Vsock;
@@ -24,6 +25,7 @@ pub(crate) struct Slots {
     pub(crate) transports: Vec<Arc<MmioTransport>>,
     pub(crate) balloon: Option<BalloonControl>,
     pub(crate) mem: Option<MemControl>,
+    pub(crate) net: Option<NetControl>,
     pub(crate) scsi: Option<ScsiControl>,
     /// What those devices that need no thread of their own work on.
     pub(crate) events: EventLoop,
@@ -40,8 +42,14 @@ impl Slots {
         watch: &PanicWatch,
     ) -> Result<Self, Error> {
         let events = EventLoop::new().map_err(system("make the devices' event loop"))?;
-        let mut slots =
-            Self { transports: Vec::new(), balloon: None, mem: None, scsi: None, events: events.clone() };
+        let mut slots = Self {
+            transports: Vec::new(),
+            balloon: None,
+            mem: None,
+            net: None,
+            scsi: None,
+            events: events.clone(),
+        };
         // Disks come first, so that their names do not depend on what else there is.
         for (index, disk) in config.disks.iter().enumerate() {
             let disk = Disk::open(disk).map_err(|error| Error::Device(Box::new(error)))?;
@@ -56,6 +64,12 @@ impl Slots {
         if let Some(config) = &config.vsock {
             let vsock = Vsock::new(config, events.clone()).map_err(|error| Error::Device(Box::new(error)))?;
             slots.add(Box::new(vsock), vm, bus)?;
+        }
+        if let Some(config) = &config.network {
+            let (net, control) =
+                Net::new(config, events.clone()).map_err(|error| Error::Device(Box::new(error)))?;
+            slots.net = Some(control);
+            slots.add(Box::new(net), vm, bus)?;
         }
         if config.rng {
             slots.add(Box::new(Rng::new(events.clone())), vm, bus)?;

@@ -104,7 +104,7 @@ fn serve(machine: &mut Machine, source: Source) {
             let Ok(requests) = control.receive() else { return };
             for request in requests {
                 let descriptor = match &request {
-                    Ok(Request { action: Action::Attach { .. }, .. }) => control.descriptor(),
+                    Ok(Request { action: Action::Attach { .. } | Action::Link, .. }) => control.descriptor(),
                     _ => None,
                 };
                 let reply = match request {
@@ -146,6 +146,12 @@ fn act(
             Ok(serde_json::Value::Null)
         }
         Action::Statistics => serde_json::to_value(machine.statistics()).map_err(|error| error.to_string()),
+        Action::Link => {
+            const NO_NETWORK: &str = "the machine has no network card; start it with one";
+            let descriptor = descriptor.ok_or("link needs the link's file descriptor (SCM_RIGHTS)")?;
+            machine.slots.net.as_ref().ok_or(NO_NETWORK)?.connect(descriptor).map_err(words)?;
+            Ok(serde_json::Value::Null)
+        }
         Action::Balloon { mib } => {
             let balloon =
                 machine.slots.balloon.as_ref().ok_or("the machine has no balloon; start it with one")?;

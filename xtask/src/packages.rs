@@ -93,7 +93,13 @@ impl Group {
             }
             Self::Disk => const { &[need(&["mke2fs"], "e2fsprogs")] },
             Self::Tests => {
-                const { &[need(&["/bin/busybox"], "busybox-static"), need(&["mke2fs"], "e2fsprogs")] }
+                const {
+                    &[
+                        need(&["/bin/busybox"], "busybox-static"),
+                        need(&["mke2fs"], "e2fsprogs"),
+                        need(&["passt"], "passt"),
+                    ]
+                }
             }
         }
     }

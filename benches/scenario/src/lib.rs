@@ -76,6 +76,7 @@ impl Stage {
             config: setting.config.clone(),
             modules_disk: setting.modules_disk.clone(),
             console_log: None,
+            network: Default::default(),
             patience: setting.patience,
         };
         let machine = Machine::start(options)?;

@@ -16,6 +16,9 @@ pub(crate) enum Action {
         json: bool,
         watch: bool,
     },
+    Ports {
+        json: bool,
+    },
     Vms {
         json: bool,
     },

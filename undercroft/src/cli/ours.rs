@@ -80,6 +80,12 @@ enum Verb {
     },
     /// A live view: `status --watch`
     Top,
+    /// List what is listened for in distributions, and where it is reached on this host
+    Ports {
+        /// For machines
+        #[arg(long)]
+        json: bool,
+    },
     /// List the virtual machines: one, or none
     Vms {
         /// For machines
@@ -292,6 +298,7 @@ fn action(verb: Verb) -> Action {
         }
         Verb::Status { watch, json } => Action::Status { json, watch },
         Verb::Top => Action::Status { json: false, watch: true },
+        Verb::Ports { json } => Action::Ports { json },
         Verb::Vms { json } => Action::Vms { json },
         Verb::Import { name, archive, flat, size } => {
             Action::Import(Import { name: Some(name), origin: Origin::File(archive), list: None, flat, size })

@@ -30,6 +30,16 @@ pub(super) fn perform(action: Action) -> anyhow::Result<u8> {
         Action::Status { json: true, .. } => say(&show::json(&status()?))?,
         Action::Status { watch: false, .. } => say(&show::status(&status()?))?,
         Action::Status { watch: true, .. } => watch()?,
+        Action::Ports { json } => {
+            let ports = match Client::if_running()? {
+                Some(client) => match client.ask(&Request::Ports, None, |_| ())? {
+                    Answer::Ports(ports) => ports,
+                    _ => bail!("the service answered something else"),
+                },
+                None => Vec::new(),
+            };
+            say(&if json { show::json(&ports) } else { show::ports(&ports) })?;
+        }
         Action::Vms { json } => {
             let status = running()?;
             let vm = status.as_ref().and_then(|status| status.vm.as_ref());

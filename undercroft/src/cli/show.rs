@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use undercroft::service::wire::{Listed, Offer, Status, Vm};
+use undercroft::service::wire::{Listed, Listening, Offer, Status, Vm};
 
 use super::action::Style;
 
@@ -52,6 +52,34 @@ pub(super) fn list(style: Style, all: &[Listed]) -> String {
     }
 }
 
+/// What is listened for, a line each.
+pub(super) fn ports(all: &[Listening]) -> String {
+    if all.is_empty() {
+        return "nothing is listened for\n".into();
+    }
+    let column = |of: fn(&Listening) -> &str, least: usize| {
+        all.iter().map(|one| of(one).len()).max().unwrap_or(0).max(least)
+    };
+    let outside = |one: &Listening| one.outside.clone().unwrap_or_else(|| "-".into());
+    let first = all.iter().map(|one| outside(one).len()).max().unwrap_or(0).max(7);
+    let second = column(|one| &one.inside, 6);
+    let third = column(|one| one.distribution.as_deref().unwrap_or("-"), 12);
+    let mut text =
+        format!("{:<first$}  {:<second$}  {:<third$}  PROGRAM\n", "ON HOST", "INSIDE", "DISTRIBUTION");
+    for one in all {
+        let name = one.distribution.as_deref().unwrap_or("-");
+        let trouble = one.trouble.as_ref().map(|why| format!("  ({why})")).unwrap_or_default();
+        let _ = writeln!(
+            text,
+            "{:<first$}  {:<second$}  {name:<third$}  {}{trouble}",
+            outside(one),
+            one.inside,
+            one.program
+        );
+    }
+    text
+}
+
 /// What can be installed by name.
 pub(super) fn offers(all: &[Offer]) -> String {
     let width = all.iter().map(|one| one.name.len()).max().unwrap_or(0).max(4);
@@ -75,13 +103,14 @@ pub(super) fn status(status: &Status) -> String {
         Some(vm) => {
             let _ = writeln!(
                 text,
-                "virtual machine: kernel {}, {} CPUs, up {} (process {})\n  memory on the host: {} of {} at most\n  {}",
+                "virtual machine: kernel {}, {} CPUs, up {} (process {})\n  memory on the host: {} of {} at most\n  network: {}\n  {}",
                 vm.kernel,
                 vm.cpus,
                 time(vm.up),
                 vm.pid,
                 size(vm.resident),
                 size(vm.memory),
+                vm.network,
                 vm.why
             );
         }
@@ -207,6 +236,7 @@ mod tests {
             memory: 8 << 30,
             resident: 312 << 20,
             up: 130,
+            network: "nat".into(),
             why: "3 distributions".into(),
             timeline: String::new(),
         };
@@ -220,6 +250,7 @@ mod tests {
         insta::assert_snapshot!(status(&all), @r"
         virtual machine: kernel 6.12.117, 4 CPUs, up 2 min (process 4711)
           memory on the host: 312 MiB of 8.0 GiB at most
+          network: nat
           3 distributions
 
           NAME          STATE            DISK  WHY

@@ -3,8 +3,8 @@
 use std::time::UNIX_EPOCH;
 
 use super::{
-    state::{Host, On, Service, State},
-    wire::{Answer, Doing, Listed, Status, Vm},
+    state::{Entry, Host, On, Service, State},
+    wire::{Answer, Doing, Listed, Listening, Status, Vm},
 };
 use crate::{error::Result, store::Record};
 
@@ -69,6 +69,25 @@ impl Service {
         })))
     }
 
+    /// What is listened for inside, and where it is reached.
+    pub(super) fn ports(&self) -> Answer {
+        let state = self.lock();
+        let Host::On(on) = &state.host else { return Answer::Ports(Vec::new()) };
+        let name = |id: u32| {
+            let mut live = state.distributions.values();
+            let is_it = |entry: &&Entry| entry.live.as_ref().is_some_and(|live| live.distribution.id() == id);
+            live.find(is_it).map(|entry| entry.name.clone())
+        };
+        let ports = on.machine.ports().into_iter().map(|port| Listening {
+            inside: port.inside.to_string(),
+            outside: port.outside.map(|at| at.to_string()),
+            distribution: port.distribution.and_then(name),
+            program: port.program,
+            trouble: port.trouble,
+        });
+        Answer::Ports(ports.collect())
+    }
+
     fn vm(&self, state: &State, on: &On) -> Option<Vm> {
         let pid = on.machine.vmm_pid()?;
         Some(Vm {
@@ -78,6 +97,12 @@ impl Service {
             memory: self.settings().memory_mib() << 20,
             resident: resident(pid),
             up: on.since.elapsed().as_secs(),
+            network: {
+                let network = on.machine.network();
+                network
+                    .trouble
+                    .map_or(network.mode.to_owned(), |trouble| format!("{}: {trouble}", network.mode))
+            },
             why: self.why_machine(state),
             timeline: on.machine.timeline().to_string(),
         })

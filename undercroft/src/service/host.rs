@@ -5,16 +5,18 @@ use std::{
     time::{Duration, Instant},
 };
 
+use undercroft_config::NetworkingMode;
 use undercroft_vmm::probe::{Verdict, probe};
 
 use super::{
     error::ServiceError,
     parts::Parts,
     paths::rotate,
+    settings::Settings,
     state::{Host, On, Service},
 };
 use crate::{
-    Cause, Machine, MachineOptions,
+    Cause, Machine, MachineOptions, NatOptions, NetworkMode, NetworkOptions,
     error::{Error, Result},
     guest::spawn,
     machine_config,
@@ -75,6 +77,7 @@ impl Service {
             modules_disk: settings.host.kernel_modules.clone().or(parts.kernel.modules_disk),
             console_log: Some(console),
             patience: settings.patience,
+            network: network(&settings),
         })?;
         Ok(Arc::new(machine))
     }
@@ -130,6 +133,21 @@ impl Service {
         }
         complaints
     }
+}
+
+/// The network that the settings want.
+fn network(settings: &Settings) -> NetworkOptions {
+    let host = &settings.host;
+    let mode = match host.networking_mode {
+        NetworkingMode::None => NetworkMode::None,
+        NetworkingMode::Nat => NetworkMode::Nat(NatOptions {
+            host_loopback: host.host_address_loopback,
+            ipv6: host.ipv6,
+            ..Default::default()
+        }),
+    };
+    let localhost = host.localhost_forwarding && host.networking_mode != NetworkingMode::None;
+    NetworkOptions { mode, localhost, ignored_ports: host.ignored_ports.clone() }
 }
 
 /// An error that says how the machine ended, if it has.

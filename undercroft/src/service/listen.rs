@@ -167,6 +167,7 @@ impl Service {
             Request::Run(run) => return self.run(run, stream).map(|()| None),
             Request::List => Answer::List(self.list()?),
             Request::Status => self.status()?,
+            Request::Ports => self.ports(),
             Request::Import(import) => self.import(&import, stream)?,
             Request::Catalogue(list) => self.catalogue(list, stream)?,
             Request::Terminate(name) => {

@@ -39,6 +39,8 @@ pub enum Request {
     Run(Run),
     /// Every distribution. Answered with [`Answer::List`].
     List,
+    /// What is listened for inside, and where it is reached. Answered with [`Answer::Ports`].
+    Ports,
     /// The service, its machine, its distributions. Answered with [`Answer::Status`].
     Status,
     /// Make a distribution from something.
@@ -216,12 +218,29 @@ pub enum Answer {
     Nothing,
     /// Lines to show.
     Text(Vec<String>),
+    /// [`Request::Ports`].
+    Ports(Vec<Listening>),
     /// [`Request::Catalogue`].
     Catalogue(Vec<Offer>),
     /// [`Request::List`], the default first.
     List(Vec<Listed>),
     /// [`Request::Status`].
     Status(Box<Status>),
+}
+
+/// Something that is listened for in a distribution.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Listening {
+    /// Where, in the machine.
+    pub inside: String,
+    /// Where it is reached on the host; `None` if it is not.
+    pub outside: Option<String>,
+    /// In which distribution, if it is in one.
+    pub distribution: Option<String>,
+    /// By which program.
+    pub program: String,
+    /// Why it is not the same port, or none.
+    pub trouble: Option<String>,
 }
 
 /// Something that can be installed by name.
@@ -315,6 +334,8 @@ pub struct Vm {
     pub resident: u64,
     /// Seconds since it was started.
     pub up: u64,
+    /// How it reaches the world: `none`, `nat` or `tap`, and what is the matter with it.
+    pub network: String,
     /// Why it still runs, or when it will stop.
     pub why: String,
     /// The boot, step by step.

@@ -69,7 +69,7 @@ const MAIN: &[c_long] = &[
 /// KVM_RUN, and the emulated devices' own work: console output, eventfds, the activation and the reset of virtio devices.
 const VCPU: &[c_long] = &[SYS_clock_nanosleep, SYS_epoll_create1, SYS_epoll_ctl, SYS_eventfd2, SYS_shutdown];
 
-/// Unix sockets, randomness, memory that goes back, the console.
+/// Unix sockets, randomness, network frames, memory that goes back, the console.
 const DEVICES: &[c_long] = &[
     SYS_accept4,
     SYS_connect,
@@ -119,6 +119,10 @@ const KVM_GET_REGS: u64 = 0x8090_ae81;
 /// Discard and zeroing on block devices (linux/fs.h).
 const BLKDISCARD: u64 = 0x1277;
 const BLKZEROOUT: u64 = 0x127f;
+/// What a TAP device is, how long the headers before its frames are, and what its user takes (linux/if_tun.h).
+const TUNGETIFF: u64 = 0x8004_54d2;
+const TUNSETVNETHDRSZ: u64 = 0x4004_54d8;
+const TUNSETOFFLOAD: u64 = 0x4004_54d0;
 /// A block device's size and block size, for one that is attached (linux/fs.h).
 const BLKGETSIZE64: u64 = 0x8008_1272;
 const BLKSSZGET: u64 = 0x1268;
@@ -126,13 +130,21 @@ const BLKSSZGET: u64 = 0x1268;
 /// ioctl(2) is allowed for these requests only.
 fn ioctls(kind: ThreadKind) -> &'static [u64] {
     match kind {
-        ThreadKind::Main => &[TCGETS, TCSETS, BLKGETSIZE64, BLKSSZGET],
+        ThreadKind::Main => &[TCGETS, TCSETS, BLKGETSIZE64, BLKSSZGET, TUNGETIFF, TUNSETVNETHDRSZ],
         ThreadKind::Vcpu => &[KVM_RUN, KVM_GET_REGS],
-        ThreadKind::Devices => &[],
+        ThreadKind::Devices => &[TUNSETOFFLOAD],
         ThreadKind::Disk => &[BLKDISCARD, BLKZEROOUT],
-        ThreadKind::Spawner => {
-            &[TCGETS, TCSETS, BLKGETSIZE64, BLKSSZGET, KVM_RUN, KVM_GET_REGS, BLKDISCARD, BLKZEROOUT]
-        }
+        ThreadKind::Spawner => &[
+            TCGETS,
+            TCSETS,
+            BLKGETSIZE64,
+            BLKSSZGET,
+            KVM_RUN,
+            KVM_GET_REGS,
+            BLKDISCARD,
+            BLKZEROOUT,
+            TUNSETOFFLOAD,
+        ],
     }
 }
 

@@ -47,7 +47,7 @@ pub enum ThreadKind {
     Main,
     /// Runs a vCPU.
     Vcpu,
-    /// The loop of vsock, rng, balloon, memory and console.
+    /// The loop of vsock, network, rng, balloon, memory and console.
     Devices,
     /// A disk's queue.
     Disk,

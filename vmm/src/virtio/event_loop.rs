@@ -1,4 +1,4 @@
-//! The loop on which all devices work that never wait: vsock, rng, balloon, memory, console.
+//! The loop on which all devices work that never wait: vsock, network, rng, balloon, memory, console.
 //!
 //! One thread, one epoll. A [`Handler`] is a device's half that runs there; it is called with the token under which it
 //! registered the file descriptor that is ready. [`EventLoop::remove`] returns only when the handler is not running and

@@ -20,6 +20,7 @@ pub mod event_loop;
 pub mod hostile;
 pub mod mem;
 pub mod mmio;
+pub mod net;
 pub mod queue;
 pub mod rng;
 pub mod scsi;

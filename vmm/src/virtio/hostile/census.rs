@@ -23,6 +23,11 @@ impl Census {
         }
     }
 
+    /// There will be bytes that were not given as they are.
+    pub(super) fn open(&mut self) {
+        self.is_open = true;
+    }
+
     /// What a chain had to read, or everything if that was too much to note.
     pub(super) fn add_chain(&mut self, chain: &Taken, from: usize) {
         self.add(chain.readable.get(from..).unwrap_or_default());

@@ -22,6 +22,7 @@ mod echo;
 mod guest;
 mod land;
 pub(super) mod ledger;
+mod net;
 mod program;
 mod rings;
 mod rng;
@@ -48,6 +49,7 @@ pub const TARGETS: &[Target] = &[
     ("balloon", attack::<balloon::Subject>),
     ("rng", attack::<rng::Subject>),
     ("console", attack::<console::Subject>),
+    ("net", attack::<net::Subject>),
 ];
 
 /// Runs a program against the device of this name.

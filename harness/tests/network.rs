@@ -1,0 +1,185 @@
+//! The network: the world from inside, and what is listened for inside from outside.
+
+use std::{
+    io::{Read, Write},
+    net::{TcpListener, TcpStream},
+    thread,
+    time::{Duration, Instant},
+};
+
+use rstest::rstest;
+use undercroft::{NatOptions, NetworkMode, NetworkOptions};
+use undercroft_harness::{
+    outcome::{Failure, Outcome},
+    vm::{Kernel, Vm, boot, guest_test},
+};
+
+/// A web server of the test's own, on its own machine's loopback: one answer to everything.
+struct Web {
+    port: u16,
+}
+
+impl Web {
+    fn start(body: Vec<u8>) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port of the loopback device");
+        let port = listener.local_addr().expect("an address").port();
+        // It ends with the test's process.
+        thread::spawn(move || {
+            for stream in listener.incoming() {
+                let (Ok(mut stream), body) = (stream, body.clone()) else { continue };
+                thread::spawn(move || {
+                    let _ = stream.read(&mut [0; 4096]);
+                    let head = format!(
+                        "HTTP/1.0 200 OK\r\nContent-Length: {}\r\nConnection: close\r\n\r\n",
+                        body.len()
+                    );
+                    let _ = stream.write_all(head.as_bytes()).and_then(|()| stream.write_all(&body));
+                });
+            }
+        });
+        Self { port }
+    }
+}
+
+fn nat() -> NetworkOptions {
+    let nat = NatOptions { host_loopback: true, ..NatOptions::default() };
+    NetworkOptions { mode: NetworkMode::Nat(nat), ..NetworkOptions::default() }
+}
+
+/// Waits for something that comes about by itself; a minute is for ever, also in the lab.
+fn until(what: &str, mut look: impl FnMut() -> Result<bool, Failure>) -> Outcome {
+    let end = Instant::now() + Duration::from_secs(60);
+    while !look()? {
+        assert!(Instant::now() < end, "{what}");
+        thread::sleep(Duration::from_millis(50));
+    }
+    Ok(())
+}
+
+fn fetch(vm: &Vm, port: u16) -> Result<String, Failure> {
+    vm.read("a", &format!("wget -q -O - http://host.internal:{port}/ | md5sum"))
+}
+
+#[rstest]
+fn the_world_from_inside(#[values(Kernel::Stock, Kernel::Tuned)] kernel: Kernel) -> Outcome {
+    guest_test(|suite| {
+        let body: Vec<u8> = (0..3_000_000_u32).map(|n| (n / 7) as u8).collect();
+        let web = Web::start(body);
+        let vm = boot(suite, kernel).network(nat()).distro("a", &suite.busybox).start()?;
+        assert_eq!(vm.machine().warnings(), [""; 0]);
+        let status = vm.machine().network();
+        assert_eq!((status.mode, status.trouble), ("nat", None));
+        let link = vm.read("a", "cat /sys/class/net/eth0/mtu /sys/class/net/eth0/carrier | tr '\\n' ' '")?;
+        assert_eq!(link.trim(), "65520 1");
+        assert!(vm.read("a", "cat /etc/resolv.conf")?.contains("nameserver"));
+        assert!(vm.read("a", "cat /etc/hosts")?.contains("host.internal"));
+        let whole = fetch(&vm, web.port)?;
+        assert_eq!(fetch(&vm, web.port)?, whole);
+
+        // Killed under load: what was under way is lost, and the next goes through.
+        let first = vm.machine().passt_pid();
+        let load = format!("while :; do wget -q -T 5 -O /dev/null http://host.internal:{}/; done", web.port);
+        vm.sh("a", &format!("setsid sh -c '{load}' >/dev/null 2>&1 &"))?;
+        kill(first)?;
+        until("passt was not started again", || {
+            Ok(vm.machine().passt_pid().is_some_and(|pid| Some(pid) != first))
+        })?;
+        until("nothing goes through the new one", || Ok(fetch(&vm, web.port).is_ok_and(|sum| sum == whole)))?;
+        assert_eq!(vm.machine().network().trouble, None);
+        let told = vm.machine().warnings();
+        assert!(told.len() == 1 && told[0].contains("passt ended (signal: 9"), "{told:?}");
+        vm.power_off()
+    })
+}
+
+fn kill(pid: Option<u32>) -> Outcome {
+    let pid =
+        pid.and_then(|pid| i32::try_from(pid).ok()).ok_or(Failure::Failed("there is no passt".into()))?;
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL)
+        .map_err(|error| Failure::Failed(format!("kill: {error}")))
+}
+
+/// A VM without passt is a VM.
+#[test]
+fn a_host_without_passt() -> Outcome {
+    guest_test(|suite| {
+        let nat = NatOptions { program: Some("/nonexistent/passt".into()), ..NatOptions::default() };
+        let network = NetworkOptions { mode: NetworkMode::Nat(nat), ..NetworkOptions::default() };
+        let vm = boot(suite, Kernel::Tuned).network(network).distro("a", &suite.busybox).start()?;
+        assert_eq!(vm.read("a", "echo works")?.trim(), "works");
+        let trouble = vm.machine().network().trouble.unwrap_or_default();
+        assert!(trouble.contains("/nonexistent/passt cannot be executed"), "{trouble}");
+        vm.power_off()
+    })
+}
+
+/// What a web client gets from 127.0.0.1 at this port, on the machine that runs the VMM.
+fn get(port: u16) -> std::io::Result<String> {
+    let mut stream = TcpStream::connect(("127.0.0.1", port))?;
+    stream.set_read_timeout(Some(Duration::from_secs(60)))?;
+    stream.write_all(b"GET /page HTTP/1.0\r\n\r\n")?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    Ok(answer)
+}
+
+/// Scene 7: a listener inside is one outside, as long as it is there; and what hostile clients do stays theirs.
+#[rstest]
+fn the_world_from_outside(#[values(Kernel::Stock, Kernel::Tuned)] kernel: Kernel) -> Outcome {
+    guest_test(|suite| {
+        let network =
+            NetworkOptions { localhost: true, ignored_ports: vec![8099], ..NetworkOptions::default() };
+        let vm = boot(suite, kernel).network(network).distro("a", &suite.busybox).start()?;
+        assert_eq!(vm.machine().warnings(), [""; 0], "the kernel says when somebody listens");
+        assert!(get(8091).is_err());
+        let id = vm.distribution("a")?.id();
+        let page: String = (0..20_000).map(|n| format!("{n}\n")).collect();
+        vm.feed(
+            "a",
+            &undercroft::Program::new(["sh", "-c", "mkdir -p /www && cat > /www/page"]),
+            page.clone(),
+        )?;
+        vm.sh("a", "httpd -p 127.0.0.1:8091 -h /www; httpd -p 8099 -h /www")?;
+        let outside = |inside: u16| {
+            let ports = vm.machine().ports();
+            ports.into_iter().find(|port| port.inside.port() == inside && port.outside.is_some())
+        };
+        until("nobody listens on the host", || Ok(outside(8091).is_some()))?;
+        let port = outside(8091).expect("it was there");
+        assert_eq!(port.outside, Some(([127, 0, 0, 1], 8091).into()));
+        assert_eq!((port.distribution, port.program.as_str()), (Some(id), "httpd"));
+        assert!(outside(8099).is_none(), "it is to be left alone");
+        assert!(get(8091)?.ends_with(&page));
+
+        // Clients that say nothing, and clients that read nothing.
+        let silent: Vec<_> = (0..100).map(|_| TcpStream::connect(("127.0.0.1", 8091))).collect();
+        let mut deaf: Vec<TcpStream> =
+            (0..10).map(|_| TcpStream::connect(("127.0.0.1", 8091))).collect::<Result<_, _>>()?;
+        for stream in &mut deaf {
+            stream.write_all(b"GET /page HTTP/1.0\r\n\r\n")?;
+        }
+        assert!(get(8091)?.ends_with(&page));
+        drop((silent, deaf));
+
+        // One that is taken: there is another, and that is said.
+        let taken = TcpListener::bind("127.0.0.1:8092")?;
+        vm.sh("a", "httpd -p 8092 -h /www")?;
+        until("no other port was taken", || Ok(outside(8092).is_some()))?;
+        let other = outside(8092).expect("it was there");
+        assert!(other.trouble.is_some_and(|trouble| trouble.contains("has that port already")));
+        assert!(get(other.outside.expect("a port").port())?.ends_with(&page));
+        let told = vm.machine().warnings();
+        assert!(told.len() == 1 && told[0].contains("listens on"), "{told:?}");
+        drop(taken);
+
+        // Gone with the program, and with the distribution.
+        vm.sh("a", "kill $(pidof httpd)")?;
+        until("it is still listened for", || Ok(vm.machine().ports().is_empty() && get(8091).is_err()))?;
+        vm.sh("a", "httpd -p 8093 -h /www")?;
+        until("nobody listens on the host", || Ok(get(8093).is_ok()))?;
+        let mut vm = vm;
+        vm.terminate("a")?;
+        until("it outlives its distribution", || Ok(get(8093).is_err()))?;
+        vm.power_off()
+    })
+}

@@ -1,0 +1,453 @@
+//! The relay: what is listened for in the VM is told to the host, which listens for it on its own loopback; and for each
+//! connection that comes in there, one goes out here.
+//!
+//! It is a child of mini-init's, so that PID 1 never waits for it. One thread, one epoll, edge-triggered: each connection is
+//! two sockets and what is on its way between them ([`Splice`]), a bounded part of memory.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    fs,
+    fs::File,
+    io,
+    net::{Shutdown, SocketAddr, TcpStream},
+    os::fd::{AsFd, AsRawFd, OwnedFd},
+    time::{Duration, Instant},
+};
+
+use nix::{
+    errno::Errno,
+    fcntl::{FcntlArg, OFlag, fcntl},
+    sys::{
+        epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout},
+        socket::{
+            AddressFamily, SockFlag, SockType, SockaddrIn, SockaddrIn6, connect, getsockopt, shutdown,
+            socket, sockopt,
+        },
+    },
+};
+use undercroft_guest::{channel::Channel, host};
+use undercroft_protocol::{
+    Opening, Token,
+    command::{Done, Failure},
+    network::{Listener, RelayEvent, RelayRequest},
+    splice::Splice,
+};
+
+use super::{bpf::Bell, listeners::Listeners};
+use crate::{
+    early::DISTRIBUTIONS,
+    jobs::{Mouth, Word, system},
+};
+
+/// Connections at a time. The host has the same limit; more are refused.
+const CONNECTIONS_MAX: usize = 1024;
+/// A socket that ends is still in /proc when the bell rings for it; and a program is not yet known by its name.
+const SETTLED: Duration = Duration::from_millis(20);
+/// How often is looked where there is no bell, while a distribution runs; and while none does.
+const PERIOD: Duration = Duration::from_millis(50);
+const PERIOD_IDLE: Duration = Duration::from_secs(1);
+
+/// Tokens of epoll: the host's channel, the bell, and from there on two for each connection.
+const CHANNEL: u64 = 0;
+const BELL: u64 = 1;
+const FIRST: u64 = 2;
+
+/// Runs until the host closes its side. That it has connected is answered by the way.
+pub(crate) fn run(token: Token, mouth: &mut Mouth) -> Result<Done, Failure> {
+    const WHAT: &str = "starting the relay for the host's loopback";
+    let dial: Dial = Box::new(|token| host::connect_as(&Opening::Stream(token)));
+    let relay = dial(token).and_then(|host| Relay::new(host, dial)).map_err(system(WHAT))?;
+    mouth.say(&Word::Answer(Ok(Done::Nothing)));
+    // Nobody listens to this child any more; the host sees its connection end.
+    let _ = relay.serve();
+    Ok(Done::Nothing)
+}
+
+/// Opens a stream to the host with a token.
+type Dial = Box<dyn Fn(Token) -> io::Result<OwnedFd> + Send>;
+
+struct Relay {
+    dial: Dial,
+    epoll: Epoll,
+    channel: Channel,
+    bell: Option<Bell>,
+    listeners: Listeners,
+    told: Vec<Listener>,
+    look_at: Option<Instant>,
+    /// The bell has rung since the last look.
+    rung: bool,
+    connections: HashMap<u64, Connection>,
+    next: u64,
+    /// Those that had more than their turn.
+    again: VecDeque<u64>,
+}
+
+/// A connection from the host's loopback to a listener.
+struct Connection {
+    token: Token,
+    local: TcpStream,
+    /// Once there is a local one.
+    host: Option<File>,
+    inwards: Splice,
+    outwards: Splice,
+    is_closed_inwards: bool,
+    is_closed_outwards: bool,
+    /// Which sides take nothing any more.
+    is_host_gone: bool,
+    is_local_gone: bool,
+}
+
+/// What becomes of a connection.
+enum Fate {
+    Waits,
+    Again,
+    Over,
+}
+
+impl Relay {
+    fn new(socket: OwnedFd, dial: Dial) -> io::Result<Self> {
+        let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
+        let mut channel = Channel::new(socket)?;
+        epoll.add(&channel, EpollEvent::new(EpollFlags::EPOLLIN, CHANNEL))?;
+        let bell = match Bell::at(DISTRIBUTIONS) {
+            Ok(bell) => {
+                epoll.add(&bell, EpollEvent::new(EpollFlags::EPOLLIN, BELL))?;
+                Some(bell)
+            }
+            Err(error) => {
+                let text = format!(
+                    "the kernel does not say when a program begins to listen ({error}): it is looked at every {} ms",
+                    PERIOD.as_millis()
+                );
+                channel.send(&RelayEvent::Warning(text))?;
+                None
+            }
+        };
+        Ok(Self {
+            dial,
+            epoll,
+            channel,
+            bell,
+            listeners: Listeners::default(),
+            told: Vec::new(),
+            look_at: Some(Instant::now()),
+            rung: false,
+            connections: HashMap::new(),
+            next: FIRST,
+            again: VecDeque::new(),
+        })
+    }
+
+    fn serve(mut self) -> io::Result<()> {
+        let mut events = [EpollEvent::empty(); 64];
+        loop {
+            let count = match self.epoll.wait(&mut events, self.timeout()) {
+                Err(Errno::EINTR) => 0,
+                other => other?,
+            };
+            for event in &events[..count] {
+                match event.data() {
+                    CHANNEL => {
+                        if !self.hear()? {
+                            return Ok(());
+                        }
+                    }
+                    BELL => self.ring(),
+                    token => {
+                        let id = (token - FIRST) / 2;
+                        if event.events().intersects(EpollFlags::EPOLLHUP | EpollFlags::EPOLLERR)
+                            && let Some(connection) = self.connections.get_mut(&id)
+                        {
+                            connection.lose((token - FIRST) % 2 == 1);
+                        }
+                        self.advance(id);
+                    }
+                }
+            }
+            for _ in 0..self.again.len() {
+                if let Some(id) = self.again.pop_front() {
+                    self.advance(id);
+                }
+            }
+            if self.look_at.is_some_and(|at| at <= Instant::now()) {
+                self.look()?;
+            }
+            self.channel.flush()?;
+        }
+    }
+
+    fn timeout(&self) -> EpollTimeout {
+        if !self.again.is_empty() {
+            return EpollTimeout::ZERO;
+        }
+        let mut until = self.look_at.map(|at| at.saturating_duration_since(Instant::now()));
+        if !self.channel.is_flushed() {
+            // The host is slow to read; it is told what there is to tell a little later.
+            until = Some(until.unwrap_or(PERIOD).min(PERIOD));
+        }
+        let Some(until) = until else { return EpollTimeout::NONE };
+        // One more than the remaining milliseconds, so that it is due then.
+        EpollTimeout::try_from(until.as_millis() + 1).unwrap_or(EpollTimeout::MAX)
+    }
+
+    /// Takes the host's requests; false if it has none any more.
+    fn hear(&mut self) -> io::Result<bool> {
+        let (requests, end) = self.channel.receive::<RelayRequest>();
+        for request in requests {
+            let RelayRequest::Connect { token, to } = request;
+            if self.connect(token, to).is_err() {
+                self.channel.send(&RelayEvent::Refused(token))?;
+            }
+        }
+        Ok(end.is_none())
+    }
+
+    fn ring(&mut self) {
+        if let Some(bell) = &self.bell {
+            bell.heard();
+        }
+        self.rung = true;
+        // At once; but one that rings and rings is looked at no oftener than this.
+        let now = Instant::now();
+        match self.look_at {
+            Some(at) if at > now => {}
+            _ => self.look_at = Some(now),
+        }
+    }
+
+    /// Tells the host what is listened for, if that has changed.
+    fn look(&mut self) -> io::Result<()> {
+        let now = self.listeners.read();
+        let has_changed = now != self.told;
+        if has_changed {
+            self.channel.send(&RelayEvent::Listening(now.clone()))?;
+            self.told = now;
+        }
+        self.look_at = match &self.bell {
+            // What rang may not have been seen yet.
+            Some(_) if std::mem::take(&mut self.rung) || has_changed => Some(Instant::now() + SETTLED),
+            Some(_) => None,
+            None => Some(Instant::now() + if is_anything_running() { PERIOD } else { PERIOD_IDLE }),
+        };
+        Ok(())
+    }
+
+    fn connect(&mut self, token: Token, to: SocketAddr) -> io::Result<()> {
+        if self.connections.len() >= CONNECTIONS_MAX {
+            return Err(io::ErrorKind::ResourceBusy.into());
+        }
+        let family = if to.is_ipv6() { AddressFamily::Inet6 } else { AddressFamily::Inet };
+        let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+        let local = socket(family, SockType::Stream, flags, None)?;
+        let begun = match to {
+            SocketAddr::V4(to) => connect(local.as_raw_fd(), &SockaddrIn::from(to)),
+            SocketAddr::V6(to) => connect(local.as_raw_fd(), &SockaddrIn6::from(to)),
+        };
+        match begun {
+            Ok(()) | Err(Errno::EINPROGRESS) => {}
+            Err(error) => return Err(error.into()),
+        }
+        let id = self.next;
+        self.next += 1;
+        self.epoll.add(&local, EpollEvent::new(edges(), FIRST + 2 * id))?;
+        let connection = Connection {
+            token,
+            local: local.into(),
+            host: None,
+            inwards: Splice::default(),
+            outwards: Splice::default(),
+            is_closed_inwards: false,
+            is_closed_outwards: false,
+            is_host_gone: false,
+            is_local_gone: false,
+        };
+        self.connections.insert(id, connection);
+        Ok(())
+    }
+
+    /// Goes on with a connection; one that has ended meanwhile is no more.
+    fn advance(&mut self, id: u64) {
+        let Some(connection) = self.connections.get_mut(&id) else { return };
+        let fate = if connection.host.is_some() {
+            connection.advance()
+        } else {
+            match connection.answer(&self.dial, &self.epoll, id) {
+                Ok(true) => connection.advance(),
+                Ok(false) => Ok(Fate::Waits),
+                Err(_) => {
+                    // A host that does not hear it waits in vain for a while.
+                    let _ = self.channel.send(&RelayEvent::Refused(connection.token));
+                    Ok(Fate::Over)
+                }
+            }
+        };
+        match fate {
+            Ok(Fate::Waits) => {}
+            Ok(Fate::Again) => self.again.push_back(id),
+            // What one side has broken off, the other sees end.
+            Ok(Fate::Over) | Err(_) => drop(self.connections.remove(&id)),
+        }
+    }
+}
+
+impl Connection {
+    /// Comes back to the host, if the listener has taken the connection; whether it has.
+    fn answer(&mut self, dial: &Dial, epoll: &Epoll, id: u64) -> io::Result<bool> {
+        match getsockopt(&self.local, sockopt::SocketError)? {
+            0 => {}
+            error => return Err(io::Error::from_raw_os_error(error)),
+        }
+        if self.local.peer_addr().is_err() {
+            return Ok(false);
+        }
+        let _ = self.local.set_nodelay(true);
+        let host = dial(self.token)?;
+        let flags = OFlag::from_bits_retain(fcntl(&host, FcntlArg::F_GETFL)?);
+        fcntl(&host, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK))?;
+        epoll.add(&host, EpollEvent::new(edges(), FIRST + 2 * id + 1))?;
+        self.host = Some(host.into());
+        Ok(true)
+    }
+
+    /// A side is gone for both directions.
+    fn lose(&mut self, is_host: bool) {
+        *(if is_host { &mut self.is_host_gone } else { &mut self.is_local_gone }) = true;
+    }
+
+    /// Moves what can be moved, and passes on that a side has ended.
+    fn advance(&mut self) -> io::Result<Fate> {
+        let Some(host) = &self.host else { return Ok(Fate::Waits) };
+        let again = self.inwards.advance(host, &self.local)? | self.outwards.advance(&self.local, host)?;
+        if self.inwards.is_done() && !self.is_closed_inwards {
+            self.is_closed_inwards = true;
+            self.local.shutdown(Shutdown::Write)?;
+        }
+        if self.outwards.is_done() && !self.is_closed_outwards {
+            self.is_closed_outwards = true;
+            shutdown(host.as_fd().as_raw_fd(), nix::sys::socket::Shutdown::Write)?;
+        }
+        // Also when all that one side had was passed on, and it takes nothing more.
+        let is_over = self.is_closed_inwards && (self.is_closed_outwards || self.is_host_gone)
+            || self.is_closed_outwards && self.is_local_gone;
+        Ok(match (is_over, again) {
+            (true, _) => Fate::Over,
+            (false, true) => Fate::Again,
+            (false, false) => Fate::Waits,
+        })
+    }
+}
+
+fn edges() -> EpollFlags {
+    EpollFlags::EPOLLIN | EpollFlags::EPOLLOUT | EpollFlags::EPOLLRDHUP | EpollFlags::EPOLLET
+}
+
+/// Whether a distribution runs.
+fn is_anything_running() -> bool {
+    let entries = fs::read_dir(DISTRIBUTIONS).into_iter().flatten().flatten();
+    entries.into_iter().any(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        io::{Read, Write},
+        net::TcpListener,
+        os::unix::net::UnixStream,
+        sync::mpsc::{Receiver, channel},
+        thread::{self, JoinHandle},
+    };
+
+    use undercroft_protocol::{read_frame, write_frame};
+
+    use super::*;
+
+    /// A relay, and its host: the channel, and the streams that come back.
+    struct Host {
+        channel: UnixStream,
+        streams: Receiver<(Token, UnixStream)>,
+        relay: JoinHandle<io::Result<()>>,
+    }
+
+    impl Host {
+        fn new() -> Self {
+            let (channel, theirs) = UnixStream::pair().unwrap();
+            let (tell, streams) = std::sync::mpsc::channel();
+            let dial: Dial = Box::new(move |token| {
+                let (ours, theirs) = UnixStream::pair()?;
+                tell.send((token, ours)).map_err(io::Error::other)?;
+                Ok(theirs.into())
+            });
+            let relay = thread::spawn(move || Relay::new(theirs.into(), dial)?.serve());
+            Self { channel, streams, relay }
+        }
+
+        fn event(&mut self) -> RelayEvent {
+            loop {
+                match read_frame(&mut self.channel).unwrap() {
+                    // There is no such cgroup here.
+                    RelayEvent::Warning(_) => {}
+                    event => return event,
+                }
+            }
+        }
+
+        /// Waits until `address` is listened for, or not any more.
+        fn until(&mut self, address: SocketAddr, is_there: bool) {
+            loop {
+                if let RelayEvent::Listening(all) = self.event()
+                    && all.iter().any(|listener| listener.address == address) == is_there
+                {
+                    return;
+                }
+            }
+        }
+
+        fn connect(&mut self, token: Token, to: SocketAddr) {
+            write_frame(&mut self.channel, &RelayRequest::Connect { token, to }).unwrap();
+        }
+    }
+
+    #[test]
+    fn a_listener_is_told_and_connected_with() {
+        let mut host = Host::new();
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        host.until(address, true);
+        let token = Token([7; 16]);
+        host.connect(token, address);
+        let (mut local, _) = listener.accept().unwrap();
+        let (came, mut stream) = host.streams.recv().unwrap();
+        assert_eq!(came, token);
+        let question: Vec<u8> = (0..200_000_u32).map(|n| (n / 7) as u8).collect();
+        let sent = question.clone();
+        let mut writer = stream.try_clone().unwrap();
+        let (done, written) = channel();
+        thread::spawn(move || {
+            writer.write_all(&sent).unwrap();
+            writer.shutdown(Shutdown::Write).unwrap();
+            done.send(()).unwrap();
+        });
+        let mut read = Vec::new();
+        local.read_to_end(&mut read).unwrap();
+        assert!(read == question);
+        written.recv().unwrap();
+        local.write_all(b"answer").unwrap();
+        drop(local);
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        assert_eq!(answer, "answer");
+        drop(listener);
+        host.until(address, false);
+        let refused = Token([8; 16]);
+        host.connect(refused, address);
+        assert_eq!(host.event(), RelayEvent::Refused(refused));
+        // A client that goes away without a word.
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        host.connect(token, listener.local_addr().unwrap());
+        let (mut local, _) = listener.accept().unwrap();
+        drop(host.streams.recv().unwrap());
+        assert_eq!(local.read(&mut [0]).unwrap(), 0);
+        drop(host.channel);
+        host.relay.join().unwrap().unwrap();
+    }
+}

@@ -1,0 +1,135 @@
+//! Bytes on their way from one stream to another, neither of which waits: what the relay does on both of its sides.
+//!
+//! Like [`frame`](crate::frame), this reads and writes any `std::io` stream and opens none.
+
+use std::io::{self, ErrorKind, Read, Write};
+
+/// Bytes that may be on their way: what was read and is not yet written. A reader that does not read makes the writer wait.
+const ROOM: usize = 32 << 10;
+/// After so many bytes others have a turn.
+const TURN: usize = 256 << 10;
+
+/// One direction.
+#[derive(Debug, Default)]
+pub struct Splice {
+    /// There is none as long as nothing is on its way.
+    buffer: Vec<u8>,
+    written: usize,
+    has_ended: bool,
+}
+
+impl Splice {
+    /// Moves what can be moved without waiting. True if there was more than its turn: then it is to be called again, though
+    /// nobody says that it could.
+    ///
+    /// # Errors
+    /// Either stream's, but `WouldBlock`. What was read is lost then.
+    pub fn advance(&mut self, mut from: impl Read, mut to: impl Write) -> io::Result<bool> {
+        let mut moved = 0;
+        loop {
+            while self.wants_to_write() {
+                match to.write(&self.buffer[self.written..]) {
+                    Ok(0) => return Err(ErrorKind::WriteZero.into()),
+                    Ok(count) => self.written += count,
+                    Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                    Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(false),
+                    Err(error) => return Err(error),
+                }
+            }
+            if self.has_ended {
+                return Ok(false);
+            }
+            if moved >= TURN {
+                return Ok(true);
+            }
+            self.buffer.resize(ROOM, 0);
+            let read = from.read(&mut self.buffer);
+            let count = *read.as_ref().unwrap_or(&0);
+            self.buffer.truncate(count);
+            (self.written, moved) = (0, moved + count);
+            if count == 0 {
+                self.buffer = Vec::new();
+            }
+            match read {
+                Ok(0) => self.has_ended = true,
+                Ok(_) => {}
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(false),
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// Whether there is something to write, as soon as the other side takes it.
+    pub fn wants_to_write(&self) -> bool {
+        self.written < self.buffer.len()
+    }
+
+    /// Whether there is room to read into, and more may come.
+    pub fn wants_to_read(&self) -> bool {
+        !self.has_ended && !self.wants_to_write()
+    }
+
+    /// Whether everything has come and was written: the other side's end can be told.
+    pub fn is_done(&self) -> bool {
+        self.has_ended && !self.wants_to_write()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::net::UnixStream;
+
+    fn pair() -> (UnixStream, UnixStream) {
+        let (one, other) = UnixStream::pair().unwrap();
+        one.set_nonblocking(true).unwrap();
+        other.set_nonblocking(true).unwrap();
+        (one, other)
+    }
+
+    #[test]
+    fn bytes_arrive_in_order_and_then_the_end() {
+        let ((mut source, from), (to, mut sink)) = (pair(), pair());
+        let mut splice = Splice::default();
+        let sent: Vec<u8> = (0..1_000_000_u32).map(|n| (n / 13) as u8).collect();
+        let (mut rest, mut read) = (&sent[..], Vec::new());
+        let mut source_is_open = true;
+        for round in 0_u32.. {
+            if let Ok(count) = source.write(rest) {
+                rest = &rest[count..];
+            }
+            if rest.is_empty() && source_is_open {
+                source.shutdown(std::net::Shutdown::Write).unwrap();
+                source_is_open = false;
+            }
+            splice.advance(&from, &to).unwrap();
+            assert!(splice.buffer.capacity() <= ROOM);
+            if splice.is_done() {
+                break;
+            }
+            assert!(round < 10_000);
+            // A reader that reads now and then.
+            if round % 3 == 0 {
+                let _ = sink.read_to_end(&mut read);
+            }
+        }
+        let _ = sink.read_to_end(&mut read);
+        assert!(read == sent && !splice.wants_to_read());
+    }
+
+    #[test]
+    fn a_reader_that_does_not_read_makes_the_writer_wait() {
+        let ((mut source, from), (to, _sink)) = (pair(), pair());
+        let mut splice = Splice::default();
+        let mut sent = 0;
+        while let Ok(count) = source.write(&[1; 8192]) {
+            sent += count;
+            splice.advance(&from, &to).unwrap();
+            assert!(sent < 8 << 20);
+        }
+        assert!(splice.wants_to_write() && !splice.wants_to_read());
+        drop(_sink);
+        assert!(splice.advance(&from, &to).is_err());
+    }
+}

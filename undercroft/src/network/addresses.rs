@@ -1,0 +1,142 @@
+//! Which addresses the VM and the host's side of its network have.
+//!
+//! They are the VM's own affair: passt translates each connection into one of the host's, so nobody else ever sees them. They
+//! must only be none of those that the host itself is in a network with, since the VM would take these for its own.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use undercroft_protocol::network::Address;
+
+/// Networks of 256 addresses that are private (RFC 1918) and rarely met; the first that is free is taken.
+const NETWORKS: [[u8; 3]; 4] = [[10, 87, 84], [172, 29, 84], [192, 168, 184], [10, 184, 87]];
+/// A network of the VM's own (RFC 4193): fd, and forty bits that were drawn once.
+const NETWORK6: [u16; 4] = [0xfd75, 0x6e64, 0x6374, 0];
+const PREFIX: u8 = 24;
+const PREFIX6: u8 = 64;
+
+/// The addresses of one VM.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Addresses {
+    network: [u8; 3],
+    /// Whether there is IPv6.
+    pub(crate) ipv6: bool,
+}
+
+impl Addresses {
+    /// A network in which the host has no address.
+    pub(crate) fn choose(hosts: &[IpAddr], ipv6: bool) -> Self {
+        let is_free = |network: &[u8; 3]| {
+            !hosts.iter().any(|host| matches!(host, IpAddr::V4(host) if host.octets()[..3] == network[..]))
+        };
+        let network = NETWORKS.into_iter().find(is_free).unwrap_or(NETWORKS[0]);
+        Self { network, ipv6 }
+    }
+
+    fn v4(&self, last: u8) -> Ipv4Addr {
+        let [a, b, c] = self.network;
+        Ipv4Addr::new(a, b, c, last)
+    }
+
+    fn v6(last: u16) -> Ipv6Addr {
+        let [a, b, c, d] = NETWORK6;
+        Ipv6Addr::new(a, b, c, d, 0, 0, 0, last)
+    }
+
+    /// By which everything else is reached, and the host itself.
+    pub(crate) fn gateway(&self) -> Ipv4Addr {
+        self.v4(1)
+    }
+
+    pub(crate) fn gateway6(&self) -> Ipv6Addr {
+        Self::v6(1)
+    }
+
+    /// The VM's.
+    pub(crate) fn guest(&self) -> Ipv4Addr {
+        self.v4(2)
+    }
+
+    pub(crate) fn guest6(&self) -> Ipv6Addr {
+        Self::v6(2)
+    }
+
+    /// At which the host's own name server answers.
+    pub(crate) fn resolver(&self) -> Ipv4Addr {
+        self.v4(3)
+    }
+
+    pub(crate) fn prefix(&self) -> u8 {
+        PREFIX
+    }
+
+    /// The VM's, as it is told them.
+    pub(crate) fn all(&self) -> Vec<Address> {
+        let mut all = vec![Address { ip: self.guest().into(), prefix: PREFIX }];
+        if self.ipv6 {
+            all.push(Address { ip: self.guest6().into(), prefix: PREFIX6 });
+        }
+        all
+    }
+
+    pub(crate) fn gateways(&self) -> Vec<IpAddr> {
+        let mut all = vec![self.gateway().into()];
+        if self.ipv6 {
+            all.push(self.gateway6().into());
+        }
+        all
+    }
+}
+
+/// The host's addresses, as /proc/net/fib_trie has them: each local one stands on the line before `/32 host LOCAL`.
+pub(crate) fn hosts(fib_trie: &str) -> Vec<IpAddr> {
+    let lines: Vec<&str> = fib_trie.lines().collect();
+    let local = lines.windows(2).filter(|pair| pair[1].contains("/32 host LOCAL"));
+    local.filter_map(|pair| pair[0].trim_start_matches(['|', '-', ' ']).trim().parse().ok()).collect()
+}
+
+/// Whether the host reaches the world by IPv6, as /proc/net/ipv6_route has it: destination, its prefix, …, flags, device.
+pub(crate) fn has_ipv6(routes: &str) -> bool {
+    /// RTF_REJECT (linux/route.h).
+    const REJECT: u32 = 0x200;
+    routes.lines().any(|line| {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let [destination, prefix, .., flags, device] = words[..] else { return false };
+        let flags = u32::from_str_radix(flags, 16).unwrap_or(REJECT);
+        destination.bytes().all(|byte| byte == b'0')
+            && prefix == "00"
+            && flags & REJECT == 0
+            && device != "lo"
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_network_of_the_hosts_is_not_taken() {
+        let addresses = Addresses::choose(&[], false);
+        assert_eq!(addresses.guest(), Ipv4Addr::new(10, 87, 84, 2));
+        assert_eq!((addresses.all().len(), addresses.gateways().len()), (1, 1));
+        let taken = [IpAddr::from([10, 87, 84, 77]), IpAddr::from([172, 29, 84, 1])];
+        let addresses = Addresses::choose(&taken, true);
+        assert_eq!(addresses.gateway(), Ipv4Addr::new(192, 168, 184, 1));
+        assert_eq!((addresses.all().len(), addresses.gateways().len()), (2, 2));
+    }
+
+    #[test]
+    fn what_the_kernel_says_is_read() {
+        let trie = "Main:\n  +-- 0.0.0.0/0 3 0 5\n     |-- 0.0.0.0\n        /0 universe UNICAST\nLocal:\n\
+                    \x20       +-- 192.0.2.0/24 2 0 2\n           |-- 192.0.2.2\n              /32 host LOCAL\n\
+                    \x20          |-- 192.0.2.255\n              /32 link BROADCAST\n";
+        assert_eq!(hosts(trie), [IpAddr::from([192, 0, 2, 2])]);
+        let zeros = "0".repeat(32);
+        let route = |flags: &str, device: &str| {
+            format!("{zeros} 00 {zeros} 00 {zeros} 00000400 00000001 00000000 {flags} {device}\n")
+        };
+        assert!(has_ipv6(&route("00000003", "    eth0")));
+        assert!(!has_ipv6(&route("00200200", "      lo")));
+        assert!(!has_ipv6(&format!("fd{} 40 x 00 x 0 0 0 00000001 eth0\n", &zeros[2..])));
+        assert!(!has_ipv6("nonsense\n"));
+    }
+}

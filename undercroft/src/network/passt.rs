@@ -1,0 +1,329 @@
+//! passt, by process: it takes the VM's frames on a socket and makes ordinary connections of the host's of them, as the user
+//! who runs it. No root, no TAP device, no bridge.
+//!
+//! It has a sandbox of its own: namespaces with nothing in them, no capabilities, a seccomp filter (passt(1)). It forwards no
+//! port of the host's, hands out no addresses (mini-init is told them), and ends when the VMM closes its socket. When it ends
+//! otherwise it is started again, with a pause that grows, and the VMM is given the new socket: the guest sees its cable
+//! pulled out for as long. Connections that went through it are lost, as they are when a router restarts.
+
+use std::{
+    ffi::OsString,
+    fs::{File, OpenOptions},
+    os::{
+        fd::{AsFd, AsRawFd},
+        unix::{
+            fs::{OpenOptionsExt, PermissionsExt},
+            net::UnixStream,
+            process::CommandExt,
+        },
+    },
+    path::{Path, PathBuf},
+    process::{Command, ExitStatus, Stdio},
+    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
+    thread::JoinHandle,
+    time::{Duration, Instant},
+};
+
+use nix::{
+    errno::Errno,
+    sys::{
+        signal::{Signal, kill},
+        wait::{Id, WaitPidFlag, waitid},
+    },
+    unistd::Pid,
+};
+use undercroft_vmm::config::MacAddress;
+
+use super::{NatOptions, addresses::Addresses};
+use crate::{console::last_lines, error::Result, guest::spawn, vmm::Control};
+
+/// The program, and the package that Debian has it in.
+pub(super) const PROGRAM: &str = "passt";
+/// The address of passt's own network card; the VM's differs in the last byte.
+const MAC: MacAddress = MacAddress([0x02, b'u', b'n', b'd', b'c', 0x01]);
+
+/// The pause before it is started again, at first, and at most.
+const PAUSE: Duration = Duration::from_millis(100);
+const PAUSE_MAX: Duration = Duration::from_secs(30);
+/// One that ran for so long was fine.
+const LONG: Duration = Duration::from_secs(10);
+/// How long the VMM may take to take a socket over.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Looks for the program in the folders of PATH.
+pub(super) fn find() -> Option<PathBuf> {
+    find_in(&std::env::var_os("PATH").unwrap_or_default())
+}
+
+fn find_in(path: &OsString) -> Option<PathBuf> {
+    let is_program = |path: &PathBuf| {
+        path.metadata().is_ok_and(|found| found.is_file() && found.permissions().mode() & 0o111 != 0)
+    };
+    std::env::split_paths(path).map(|folder| folder.join(PROGRAM)).find(is_program)
+}
+
+/// Its arguments, but for the socket. They are those of the version in Debian 12 (2023-03-09), which later ones know, too.
+fn arguments(addresses: &Addresses, options: &NatOptions) -> Vec<String> {
+    let mut all: Vec<String> = [
+        "--foreground",
+        "--quiet",
+        // Only what it would take its defaults from, all of which are given: so it starts on a host that is offline, and
+        // connections go where the host's routes say at that moment.
+        "--interface=lo",
+        "--tcp-ports=none",
+        "--udp-ports=none",
+        // The guest is told its addresses; only who has which is still asked on the wire.
+        "--no-dhcp",
+        "--no-dhcpv6",
+        "--no-ra",
+    ]
+    .map(str::to_owned)
+    .into();
+    all.push(format!("--mac-addr={MAC}"));
+    all.push(format!("--mtu={}", options.mtu));
+    all.push(format!("--address={}", addresses.guest()));
+    all.push(format!("--netmask={}", addresses.prefix()));
+    all.push(format!("--gateway={}", addresses.gateway()));
+    all.push(format!("--dns-forward={}", addresses.resolver()));
+    if addresses.ipv6 {
+        all.push(format!("--address={}", addresses.guest6()));
+        all.push(format!("--gateway={}", addresses.gateway6()));
+    } else {
+        all.push("--ipv4-only".into());
+    }
+    if !options.host_loopback {
+        all.push("--no-map-gw".into());
+    }
+    all
+}
+
+/// How it is with passt.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum State {
+    /// It was not started yet.
+    Starting,
+    /// It runs.
+    Up,
+    /// It ended, so; it will be started again.
+    Down(String),
+}
+
+#[derive(Debug)]
+struct Watched {
+    state: State,
+    /// As long as the number is its own.
+    pid: Option<Pid>,
+    is_stopping: bool,
+}
+
+/// A passt that runs until this is dropped.
+#[derive(Debug)]
+pub(super) struct Passt {
+    shared: Arc<Shared>,
+    thread: Option<JoinHandle<()>>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    watched: Mutex<Watched>,
+    changed: Condvar,
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, Watched> {
+        self.watched.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn set(&self, state: State) {
+        self.lock().state = state;
+        self.changed.notify_all();
+    }
+
+    /// Whether it is to stop, now or while this waits.
+    fn stops_within(&self, limit: Duration) -> bool {
+        let wait = self.changed.wait_timeout_while(self.lock(), limit, |watched| !watched.is_stopping);
+        wait.unwrap_or_else(PoisonError::into_inner).0.is_stopping
+    }
+}
+
+impl Passt {
+    /// Starts it, and keeps it running. What it says goes to a file at `messages`.
+    pub(super) fn start(
+        program: PathBuf,
+        addresses: &Addresses,
+        options: &NatOptions,
+        messages: PathBuf,
+        control: Arc<Control>,
+        warn: impl Fn(String) + Send + 'static,
+    ) -> Result<Self> {
+        let watched = Watched { state: State::Starting, pid: None, is_stopping: false };
+        let shared = Arc::new(Shared { watched: Mutex::new(watched), changed: Condvar::new() });
+        let process = Process { program, arguments: arguments(addresses, options), messages };
+        let supervised = shared.clone();
+        let thread = spawn("passt", move || supervise(&process, &control, &supervised, &warn))?;
+        Ok(Self { shared, thread: Some(thread) })
+    }
+
+    pub(super) fn state(&self) -> State {
+        self.shared.lock().state.clone()
+    }
+
+    /// Its process id, as long as it runs.
+    pub(super) fn pid(&self) -> Option<u32> {
+        self.shared.lock().pid.map(|pid| pid.as_raw() as u32)
+    }
+}
+
+impl Drop for Passt {
+    fn drop(&mut self) {
+        let mut watched = self.shared.lock();
+        watched.is_stopping = true;
+        if let Some(pid) = watched.pid {
+            // It may be a zombie already.
+            let _ = kill(pid, Signal::SIGKILL);
+        }
+        drop(watched);
+        self.shared.changed.notify_all();
+        if let Some(thread) = self.thread.take() {
+            // A panic of it was printed.
+            let _ = thread.join();
+        }
+    }
+}
+
+struct Process {
+    program: PathBuf,
+    arguments: Vec<String>,
+    messages: PathBuf,
+}
+
+/// Starts it again and again, until it is to stop or the machine is gone.
+fn supervise(process: &Process, control: &Control, shared: &Shared, warn: &dyn Fn(String)) {
+    let mut pause = PAUSE;
+    loop {
+        let started = Instant::now();
+        let Some(how) = process.run(control, shared) else { return };
+        if started.elapsed() >= LONG {
+            pause = PAUSE;
+        }
+        shared.set(State::Down(how.clone()));
+        // With the machine's end, too, its socket is closed, which is known a moment later.
+        if shared.stops_within(pause) || control.has_ended() {
+            return;
+        }
+        // Once: what it says does not become truer by being repeated.
+        if pause == PAUSE {
+            warn(format!("the network was down: {how}; it is started again"));
+        }
+        pause = (pause * 2).min(PAUSE_MAX);
+    }
+}
+
+impl Process {
+    /// Runs it once; says how it ended, or nothing if it was to.
+    fn run(&self, control: &Control, shared: &Shared) -> Option<String> {
+        if shared.lock().is_stopping {
+            return None;
+        }
+        let cannot = |what: &str, error: std::io::Error| Some(format!("{what}: {error}"));
+        let (ours, theirs) = match UnixStream::pair() {
+            Ok(pair) => pair,
+            Err(error) => return cannot("no sockets for passt", error),
+        };
+        let log = match log_file(&self.messages) {
+            Ok(log) => log,
+            Err(error) => return cannot("no file for passt's messages", error),
+        };
+        let mut command = Command::new(&self.program);
+        command
+            .args(&self.arguments)
+            .arg(format!("--fd={}", theirs.as_raw_fd()))
+            .env_clear()
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log)
+            .process_group(0);
+        crate::spawn::prepare(&mut command, vec![theirs.as_raw_fd()]);
+        let mut child = match command.spawn() {
+            Ok(child) => child,
+            Err(error) => return cannot(&format!("{} cannot be executed", self.program.display()), error),
+        };
+        drop((theirs, command));
+        let pid = Pid::from_raw(child.id() as i32);
+        let is_stopping = {
+            let mut watched = shared.lock();
+            watched.pid = Some(pid);
+            watched.is_stopping
+        };
+        let linked = control.link(ours.as_fd(), PATIENCE);
+        drop(ours);
+        match &linked {
+            Ok(()) if !is_stopping => shared.set(State::Up),
+            // The machine is gone, or is not yet to be had.
+            _ => drop(kill(pid, Signal::SIGKILL)),
+        }
+        // First without reaping, so that the number cannot become another process's while it is being killed.
+        let ended = WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT;
+        while waitid(Id::Pid(pid), ended) == Err(Errno::EINTR) {}
+        let is_stopping = {
+            let mut watched = shared.lock();
+            watched.pid = None;
+            watched.is_stopping
+        };
+        let status = child.wait();
+        if is_stopping {
+            return None;
+        }
+        match linked {
+            Ok(()) => Some(how_it_ended(status, &self.messages)),
+            Err(crate::Error::Ended(_)) => None,
+            Err(error) => Some(format!("the VMM did not take passt's socket: {error}")),
+        }
+    }
+}
+
+/// Empty each time: what counts is why it ended last.
+fn log_file(path: &Path) -> std::io::Result<File> {
+    OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)
+}
+
+fn how_it_ended(status: std::io::Result<ExitStatus>, messages: &Path) -> String {
+    let how = status.map_or_else(|error| error.to_string(), |status| status.to_string());
+    // Where there is no system logger it says so, again and again.
+    let mut words = last_lines(messages, 4);
+    words.retain(|line| !line.contains("to syslog"));
+    let words = words.join("; ");
+    if words.is_empty() { format!("passt ended ({how})") } else { format!("passt ended ({how}): {words}") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_is_found_in_the_first_folder_that_has_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let (one, two) = (folder.path().join("one"), folder.path().join("two"));
+        for folder in [&one, &two] {
+            std::fs::create_dir(folder).unwrap();
+            std::fs::write(folder.join(PROGRAM), "").unwrap();
+        }
+        let path = std::env::join_paths([&folder.path().join("none"), &one, &two]).unwrap();
+        assert_eq!(find_in(&path), None, "not executable");
+        std::fs::set_permissions(two.join(PROGRAM), std::fs::Permissions::from_mode(0o755)).unwrap();
+        assert_eq!(find_in(&path), Some(two.join(PROGRAM)));
+    }
+
+    #[test]
+    fn nothing_of_the_hosts_is_open_unless_it_is_asked_for() {
+        let options = NatOptions::default();
+        let all = arguments(&Addresses::choose(&[], false), &options);
+        for wanted in ["--tcp-ports=none", "--udp-ports=none", "--no-map-gw", "--ipv4-only"] {
+            assert!(all.iter().any(|argument| argument == wanted), "{wanted}");
+        }
+        let open = NatOptions { host_loopback: true, ..options };
+        let all = arguments(&Addresses::choose(&[], true), &open);
+        assert!(!all.iter().any(|argument| argument == "--no-map-gw" || argument == "--ipv4-only"));
+        assert_eq!(all.iter().filter(|argument| argument.starts_with("--gateway=")).count(), 2);
+    }
+}

@@ -1,0 +1,224 @@
+//! Connections from the host's loopback into the VM: a thread each, two sockets, and what is on its way between them.
+
+use std::{
+    collections::HashSet,
+    io,
+    net::{Shutdown, SocketAddr, TcpStream},
+    os::{fd::AsFd, unix::net::UnixStream},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
+    thread,
+    time::Duration,
+};
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use undercroft_protocol::{Token, network::RelayRequest, splice::Splice, write_frame};
+
+use super::peer;
+use crate::{board::Board, door::Expected};
+
+/// Connections at a time. The relay in the VM has the same limit.
+const CONNECTIONS_MAX: usize = 1024;
+/// A connection's thread has no more than this.
+const STACK: usize = 128 << 10;
+
+/// What is said to the relay in the VM.
+#[derive(Debug)]
+pub(super) struct Wire(Mutex<UnixStream>);
+
+impl Wire {
+    pub(super) fn new(stream: UnixStream) -> Self {
+        Self(Mutex::new(stream))
+    }
+
+    fn say(&self, request: &RelayRequest) -> bool {
+        write_frame(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner), request).is_ok()
+    }
+
+    fn hang_up(&self) {
+        // It may be gone already.
+        let _ = self.0.lock().unwrap_or_else(PoisonError::into_inner).shutdown(Shutdown::Both);
+    }
+}
+
+/// The connections of a machine.
+#[derive(Debug)]
+pub(super) struct Relay {
+    board: Arc<Board>,
+    wire: Wire,
+    patience: Duration,
+    count: AtomicUsize,
+    /// Those that wait for the guest to come back, and those of them that it will not.
+    refused: Mutex<HashSet<Token>>,
+}
+
+impl Relay {
+    /// `patience` is how long the guest may take to come back.
+    pub(super) fn new(board: Arc<Board>, wire: Wire, patience: Duration) -> Self {
+        Self { board, wire, patience, count: AtomicUsize::new(0), refused: Mutex::default() }
+    }
+
+    pub(super) fn is_full(&self) -> bool {
+        self.count.load(Ordering::Acquire) >= CONNECTIONS_MAX
+    }
+
+    pub(super) fn hang_up(&self) {
+        self.wire.hang_up();
+    }
+
+    /// Nobody takes the connection of this token.
+    pub(super) fn refuse(&self, token: Token) {
+        // Only one that is waited for is noted, so that there are never more than connections.
+        self.board.update(|state| {
+            if state.tokens.contains_key(&token) {
+                self.refused.lock().unwrap_or_else(PoisonError::into_inner).insert(token);
+            }
+        });
+    }
+
+    /// Takes a connection that has come in, and connects it with `to` in the VM.
+    pub(super) fn connect(self: &Arc<Self>, outside: TcpStream, to: SocketAddr) {
+        self.count.fetch_add(1, Ordering::AcqRel);
+        let relay = self.clone();
+        let started = thread::Builder::new().name("localhost".into()).stack_size(STACK).spawn(move || {
+            // Whatever went wrong, both sides see their connection end.
+            let _ = relay.run(&outside, to);
+            relay.count.fetch_sub(1, Ordering::AcqRel);
+        });
+        if started.is_err() {
+            self.count.fetch_sub(1, Ordering::AcqRel);
+        }
+    }
+
+    fn run(&self, outside: &TcpStream, to: SocketAddr) -> io::Result<()> {
+        // What runs in the VM is this user's, who has asked for it to be reached by this user (and by root, who reaches
+        // everything).
+        let user = peer::user(outside.peer_addr()?, outside.local_addr()?);
+        if user.is_some_and(|user| user != 0 && user != nix::unistd::geteuid().as_raw()) {
+            return Err(io::ErrorKind::PermissionDenied.into());
+        }
+        let expected = Expected::new(&self.board).map_err(io::Error::other)?;
+        let token = expected.token();
+        if !self.wire.say(&RelayRequest::Connect { token, to }) {
+            return Err(io::ErrorKind::NotConnected.into());
+        }
+        let inside = self.board.wait("the relay's answer", Some(self.patience), |state| {
+            if let Some(stream) = expected.take(state) {
+                return Some(Ok(Some(stream)));
+            }
+            let refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner).remove(&token);
+            refused.then_some(Ok(None))
+        });
+        let inside = inside.ok().flatten().ok_or(io::ErrorKind::ConnectionRefused)?;
+        drop(expected);
+        outside.set_nonblocking(true)?;
+        inside.set_nonblocking(true)?;
+        let _ = outside.set_nodelay(true);
+        pass(outside, &inside)
+    }
+}
+
+/// Passes bytes both ways until both have ended.
+fn pass(outside: &TcpStream, inside: &UnixStream) -> io::Result<()> {
+    let (mut inwards, mut outwards) = (Splice::default(), Splice::default());
+    let (mut is_closed_inwards, mut is_closed_outwards) = (false, false);
+    let (mut is_gone_outside, mut is_gone_inside) = (false, false);
+    loop {
+        let again = inwards.advance(outside, inside)? | outwards.advance(inside, outside)?;
+        if inwards.is_done() && !is_closed_inwards {
+            is_closed_inwards = true;
+            inside.shutdown(Shutdown::Write)?;
+        }
+        if outwards.is_done() && !is_closed_outwards {
+            is_closed_outwards = true;
+            outside.shutdown(Shutdown::Write)?;
+        }
+        if is_closed_inwards && is_closed_outwards {
+            return Ok(());
+        }
+        if again {
+            continue;
+        }
+        let interest = |reads: &Splice, writes: &Splice| {
+            let mut flags = PollFlags::empty();
+            flags.set(PollFlags::POLLIN, reads.wants_to_read());
+            flags.set(PollFlags::POLLOUT, writes.wants_to_write());
+            flags
+        };
+        // A side that is gone says so again and again: it is asked only for what there may be to read.
+        let mut fds = Vec::with_capacity(2);
+        if !is_gone_outside || inwards.wants_to_read() {
+            fds.push((true, PollFd::new(outside.as_fd(), interest(&inwards, &outwards))));
+        }
+        if !is_gone_inside || outwards.wants_to_read() {
+            fds.push((false, PollFd::new(inside.as_fd(), interest(&outwards, &inwards))));
+        }
+        let mut polled: Vec<PollFd<'_>> = fds.iter().map(|(_, fd)| fd.clone()).collect();
+        match poll(&mut polled, PollTimeout::NONE) {
+            Ok(_) | Err(nix::errno::Errno::EINTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+        for ((is_outside, _), fd) in fds.iter().zip(&polled) {
+            let gone = PollFlags::POLLHUP | PollFlags::POLLERR;
+            let is_gone = fd.revents().is_some_and(|events| events.intersects(gone));
+            *(if *is_outside { &mut is_gone_outside } else { &mut is_gone_inside }) |= is_gone;
+        }
+        // All that one side had was passed on, and it takes nothing more.
+        if is_gone_outside && is_closed_inwards || is_gone_inside && is_closed_outwards {
+            return Ok(());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::{
+        io::{Read, Write},
+        net::TcpListener,
+    };
+
+    /// A connection with a program at its other end, passed on to a stream with another.
+    fn passed() -> (TcpStream, UnixStream, thread::JoinHandle<io::Result<()>>) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let outside = listener.accept().unwrap().0;
+        let (inside, server) = UnixStream::pair().unwrap();
+        outside.set_nonblocking(true).unwrap();
+        inside.set_nonblocking(true).unwrap();
+        (client, server, thread::spawn(move || pass(&outside, &inside)))
+    }
+
+    #[test]
+    fn each_direction_ends_by_itself() {
+        let (mut client, mut server, thread) = passed();
+        let question: Vec<u8> = (0..300_000_u32).map(|n| (n / 11) as u8).collect();
+        let sent = question.clone();
+        let mut writer = client.try_clone().unwrap();
+        let writing = thread::spawn(move || {
+            writer.write_all(&sent).unwrap();
+            writer.shutdown(Shutdown::Write).unwrap();
+        });
+        let mut read = Vec::new();
+        server.read_to_end(&mut read).unwrap();
+        assert!(read == question);
+        writing.join().unwrap();
+        server.write_all(b"answer").unwrap();
+        drop(server);
+        let mut answer = String::new();
+        client.read_to_string(&mut answer).unwrap();
+        assert_eq!(answer, "answer");
+        thread.join().unwrap().unwrap();
+    }
+
+    #[test]
+    fn a_client_that_goes_away_takes_the_connection_along() {
+        let (client, mut server, thread) = passed();
+        drop(client);
+        assert_eq!(server.read(&mut [0]).unwrap(), 0);
+        drop(server);
+        let _ = thread.join().unwrap();
+    }
+}
