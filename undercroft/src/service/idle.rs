@@ -82,7 +82,7 @@ fn next(state: &State, times: Times, now: Instant) -> Next {
             Stay::For(_) => {}
         },
         Host::Off if state.distributions.is_empty() && state.clients == 0 => {
-            match rest(state.unused, Some(LINGER), now) {
+            match rest(state.unused.max(state.quiet), Some(LINGER), now) {
                 Stay::Rest(Duration::ZERO) => return Next::Leave,
                 Stay::Rest(rest) => wait(rest),
                 Stay::For(_) => {}
@@ -173,6 +173,7 @@ mod tests {
             distributions: entries.collect::<BTreeMap<_, _>>(),
             clients: 0,
             unused: now,
+            quiet: now - Duration::from_secs(100),
             notes: VecDeque::new(),
             closing: false,
         }

@@ -150,7 +150,7 @@ impl Service {
         }
         self.update(|state| {
             state.clients -= 1;
-            state.unused = state.unused.max(Instant::now());
+            state.quiet = Instant::now();
         });
     }
 

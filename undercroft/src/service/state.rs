@@ -34,8 +34,10 @@ pub(super) struct State {
     pub(super) distributions: BTreeMap<String, Entry>,
     /// Connections that are being served.
     pub(super) clients: u32,
-    /// Since when there is neither a distribution nor a client to keep the machine, or the service.
+    /// Since when there is no distribution to keep the machine.
     pub(super) unused: Instant,
+    /// Since when there is no client: to look at it keeps the service, and not the machine.
+    pub(super) quiet: Instant,
     pub(super) notes: VecDeque<String>,
     /// The service takes no more requests.
     pub(super) closing: bool,
@@ -91,6 +93,7 @@ impl Service {
             distributions: BTreeMap::new(),
             clients: 0,
             unused: Instant::now(),
+            quiet: Instant::now(),
             notes,
             closing: false,
         };
