@@ -28,8 +28,9 @@ use crate::{
     error::{Error, Result},
 };
 
-/// Connections that have not proven themselves, at most.
-const UNPROVEN: usize = 64;
+/// Connections that have not proven themselves, at most. Two hundred sessions that start at once make three each, and in a slow
+/// machine all of them before the first has spoken.
+const UNPROVEN: usize = 1024;
 /// How long one may take.
 const PATIENCE: Duration = Duration::from_secs(30);
 /// A frame's header, see `undercroft_protocol::frame`.

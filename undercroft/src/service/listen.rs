@@ -66,6 +66,7 @@ fn serve_with(paths: Paths, ready: impl FnOnce() -> io::Result<()>) -> Result<()
     }
     // For who must name it.
     let _ = lock.set_len(0).and_then(|()| writeln!(&lock, "{}", std::process::id()));
+    room_for_descriptors();
     let settings = Settings::read(&paths);
     let service = Arc::new(Service::new(paths, settings)?);
     let (listener, given) = listener(&service.paths)?;
@@ -102,6 +103,15 @@ fn serve_with(paths: Paths, ready: impl FnOnce() -> io::Result<()>) -> Result<()
                 std::thread::sleep(std::time::Duration::from_millis(100));
             }
         }
+    }
+}
+
+/// Takes all the descriptors that it may have, for itself and the VMM, which inherits it: a session is three in each.
+fn room_for_descriptors() {
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
+    let most = rustix::process::Rlimit { current: limit.maximum, ..limit };
+    if let Err(error) = rustix::process::setrlimit(rustix::process::Resource::Nofile, most) {
+        eprintln!("the limit of open files stays at {:?}: {error}", limit.current);
     }
 }
 
