@@ -147,7 +147,11 @@ fn the_world_from_outside(#[values(Kernel::Stock, Kernel::Tuned)] kernel: Kernel
         until("nobody listens on the host", || Ok(outside(8091).is_some()))?;
         let port = outside(8091).expect("it was there");
         assert_eq!(port.outside, Some(([127, 0, 0, 1], 8091).into()));
-        assert_eq!((port.distribution, port.program.as_str()), (Some(id), "httpd"));
+        // A program that goes on in the background is known a little later than its port.
+        until("nobody knows whose port it is", || {
+            Ok(outside(8091)
+                .is_some_and(|port| (port.distribution, port.program.as_str()) == (Some(id), "httpd")))
+        })?;
         assert!(outside(8099).is_none(), "it is to be left alone");
         assert!(get(8091)?.ends_with(&page));
 
