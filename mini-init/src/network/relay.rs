@@ -43,6 +43,8 @@ use crate::{
 const CONNECTIONS_MAX: usize = 1024;
 /// A socket that ends is still in /proc when the bell rings for it; and a program is not yet known by its name.
 const SETTLED: Duration = Duration::from_millis(20);
+/// How often that time is doubled to look for whose a listener is: 2.5 s in all.
+const DOUBLINGS: u32 = 6;
 /// How often is looked where there is no bell, while a distribution runs; and while none does.
 const PERIOD: Duration = Duration::from_millis(50);
 const PERIOD_IDLE: Duration = Duration::from_secs(1);
@@ -76,6 +78,8 @@ struct Relay {
     look_at: Option<Instant>,
     /// The bell has rung since the last look.
     rung: bool,
+    /// How often the time between looks was doubled since then.
+    doublings: u32,
     connections: HashMap<u64, Connection>,
     next: u64,
     /// Those that had more than their turn.
@@ -132,6 +136,7 @@ impl Relay {
             told: Vec::new(),
             look_at: Some(Instant::now()),
             rung: false,
+            doublings: 0,
             connections: HashMap::new(),
             next: FIRST,
             again: VecDeque::new(),
@@ -225,7 +230,17 @@ impl Relay {
         }
         self.look_at = match &self.bell {
             // What rang may not have been seen yet.
-            Some(_) if std::mem::take(&mut self.rung) || has_changed => Some(Instant::now() + SETTLED),
+            Some(_) if std::mem::take(&mut self.rung) || has_changed => {
+                self.doublings = 0;
+                Some(Instant::now() + SETTLED)
+            }
+            // Its program went into the background while it was looked for.
+            Some(_)
+                if self.doublings < DOUBLINGS && self.told.iter().any(|one| one.distribution.is_none()) =>
+            {
+                self.doublings += 1;
+                Some(Instant::now() + SETTLED * (1 << self.doublings))
+            }
             Some(_) => None,
             None => Some(Instant::now() + if is_anything_running() { PERIOD } else { PERIOD_IDLE }),
         };
