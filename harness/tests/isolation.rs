@@ -66,7 +66,7 @@ fn root_in_one_is_nobody_elsewhere(#[values(Kernel::Stock, Kernel::Tuned)] kerne
         refused(&vm, "a", "mount -o remount,rw,bind /init && echo x > /init")?;
 
         // Its cgroup: what is below it is its own; its limits, and what is above, are not.
-        vm.read("a", "mkdir /sys/fs/cgroup/own && sleep 9 & echo $! > /sys/fs/cgroup/own/cgroup.procs")?;
+        vm.read("a", "mkdir /sys/fs/cgroup/own; sleep 9 & echo $! > /sys/fs/cgroup/own/cgroup.procs")?;
         refused(&vm, "a", "echo 1 > /sys/fs/cgroup/memory.max")?;
         refused(&vm, "a", "echo 1 > /sys/fs/cgroup/cgroup.freeze")?;
         assert_eq!(vm.read("a", "cut -d: -f3 /proc/1/cgroup")?, "/");
