@@ -59,6 +59,8 @@ pub(crate) fn run(what: &Import, mouth: &mut Mouth) -> Result<Done, Failure> {
 
 fn unpack_all(what: &Import, place: &Path, mouth: &mut Mouth) -> Result<Imported, Failure> {
     check_empty(place)?;
+    // mke2fs made it; e2fsck makes another if it finds something. Now, because it changes the root's times.
+    let _ = fs::remove_dir(place.join("lost+found"));
     let stream =
         host::connect_as(&Opening::Stream(what.archive)).map_err(system("opening the archive's stream"))?;
     let mut stream = fs::File::from(stream);
@@ -76,8 +78,6 @@ fn unpack_all(what: &Import, place: &Path, mouth: &mut Mouth) -> Result<Imported
         kind: FailureKind::NotARoot,
         message: format!("the archive's content: {reason}"),
     })?;
-    // mke2fs made it; e2fsck makes another if it finds something.
-    let _ = fs::remove_dir(place.join("lost+found"));
     unpack::flush(place).map_err(|error| match error.raw_os_error() {
         Some(libc::ENOSPC | libc::EDQUOT) => Failure {
             kind: FailureKind::NoSpace,
