@@ -87,10 +87,11 @@ fn said(path: &Path) -> std::io::Result<Said> {
         let name = records.iter().find_map(|record| record.strip_prefix("GNU.sparse.name="));
         let name =
             name.map_or_else(|| String::from_utf8_lossy(&entry.path_bytes()).into_owned(), str::to_owned);
-        let mut content = String::new();
+        let mut content = Vec::new();
         if entry.size() < 100 {
-            entry.read_to_string(&mut content)?;
+            entry.read_to_end(&mut content)?;
         }
+        let content = String::from_utf8_lossy(&content);
         said.insert(name, format!("{line} {content:?}"));
     }
     Ok(said)
