@@ -30,7 +30,7 @@ echo 'nothing /nowhere nonsense defaults 0 0' >> /etc/fstab
 echo kept > /etc/hosts
 mkdir -p /data /nowhere /home/ada /usr/share/zoneinfo/Mars
 echo TZif > /usr/share/zoneinfo/Mars/Olympus
-echo 'ada:x:1000:1000::/home/ada:/bin/sh' >> /etc/passwd
+echo 'ada:x:1001:1001::/home/ada:/bin/sh' >> /etc/passwd
 ";
 
 #[test]
