@@ -50,8 +50,10 @@ pub(super) fn run(context: &mut Context) -> anyhow::Result<()> {
     let (mut first, mut queue) = (Vec::new(), Vec::new());
     for (binary, path) in tests.into_iter().rev().filter(|(name, _)| name != "lab") {
         for test in schedule::names(&path)? {
-            let wanted =
-                context.filter.as_ref().is_none_or(|f| format!("{binary} {test}").contains(f.as_str()));
+            let wanted = context
+                .filter
+                .as_ref()
+                .is_none_or(|f| f.split(',').any(|part| format!("{binary} {test}").contains(part)));
             let job = Job { binary: binary.clone(), path: path.clone(), test };
             if binary == "bases" {
                 first.push(job);

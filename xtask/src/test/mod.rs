@@ -25,7 +25,7 @@ pub(crate) struct Arguments {
     /// Name the steps and end
     #[arg(long)]
     list: bool,
-    /// Guest tests: only those whose name contains this
+    /// Guest tests: only those whose name contains this; several texts are separated by commas
     #[arg(long, value_name = "TEXT")]
     filter: Option<String>,
 }
