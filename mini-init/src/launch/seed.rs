@@ -45,7 +45,8 @@ pub(super) fn seed(base: &OwnedFd, own: &OwnedFd, path: &str) -> io::Result<bool
         Err(error) => return Err(error.into()),
     }
     copy(&from, path, Path::new(&format!("/proc/self/fd/{}/{SEEDING}", own.as_raw_fd())))?;
-    syncfs(own)?;
+    // A detached mount's own descriptor is a place only (fsmount(2): as if by O_PATH).
+    syncfs(openat2(own, ".", flags, Mode::empty(), resolve)?)?;
     renameat(own, format!("{SEEDING}/{inside}"), own, format!("bound{path}"))?;
     // What it lay in there; another path may have begun to lie in it, too.
     let parents = inside.match_indices('/').map(|(end, _)| format!("{SEEDING}/{}", &inside[..end]));
