@@ -109,7 +109,8 @@ impl Client {
         Ok(Remote { pid, streams, stream: Arc::new(Mutex::new(connection)), reader, gone })
     }
 
-    /// Connects, sends the request, and reads the first event: a service that leaves at that moment is started anew.
+    /// Connects, sends the request, and reads the first event: a service that leaves at that moment is started anew,
+    /// unless a stream goes along: some of it may be read already.
     fn open(&self, request: &Request, stream: Option<&dyn AsFd>) -> Result<(UnixStream, Option<Event>)> {
         let mut tries = 0;
         loop {
@@ -123,7 +124,8 @@ impl Client {
             let first = sent.and_then(|()| read_frame::<Event>(&mut connection));
             match first {
                 Ok(event) => return Ok((connection, Some(event))),
-                Err(FrameError::Closed | FrameError::Io(_)) if self.start && tries < TRIES => {}
+                Err(FrameError::Closed | FrameError::Io(_))
+                    if self.start && stream.is_none() && tries < TRIES => {}
                 Err(error) => return Err(self.told(error)),
             }
         }

@@ -105,15 +105,19 @@ impl Service {
             loop {
                 match &state.host {
                     Host::Off => return Vec::new(),
-                    Host::On(on) => {
-                        let machine = on.machine.clone();
-                        state.host = Host::Stopping;
-                        break machine;
-                    }
+                    Host::On(_) => match state.begin_to_stop() {
+                        Some(machine) => break machine,
+                        None => return Vec::new(),
+                    },
                     Host::Starting | Host::Stopping => state = self.wait(state, None),
                 }
             }
         };
+        self.power_off(&machine, force)
+    }
+
+    /// Powers a machine off that has begun to stop.
+    pub(super) fn power_off(&self, machine: &Machine, force: bool) -> Vec<String> {
         let grace = if force { Duration::ZERO } else { GRACE * self.settings().patience.clamp(1, 4) };
         let end = machine.power_off(grace);
         let mut complaints = end.complaints;

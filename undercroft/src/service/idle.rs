@@ -106,14 +106,16 @@ impl Service {
             match next(&state, self.times(), Instant::now()) {
                 Next::StopDistribution(name) => {
                     drop(state);
-                    if let Err(error) = self.stop_distribution(&name, "it is idle") {
+                    if let Err(error) = self.stop_idle_distribution(&name) {
                         self.note(format!("{name} could not be stopped: {error}"));
                     }
                 }
                 Next::StopMachine => {
+                    // Under the lock that it was found idle by: who comes now waits, and starts another one.
+                    let Some(machine) = state.begin_to_stop() else { continue };
                     drop(state);
                     eprintln!("stopping the virtual machine: no distribution runs");
-                    for complaint in self.stop_machine(false) {
+                    for complaint in self.power_off(&machine, false) {
                         self.note(complaint);
                     }
                 }

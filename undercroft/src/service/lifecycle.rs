@@ -190,12 +190,25 @@ impl Service {
     /// Stops a distribution and waits until its disks are out. Gives what did not go in order, a line each; one that does not
     /// run is stopped already.
     pub(super) fn stop_distribution(&self, name: &str, reason: &str) -> Result<Vec<String>> {
+        self.stop(name, reason, false)
+    }
+
+    /// The same, of one that was found idle, unless it is not any more.
+    pub(super) fn stop_idle_distribution(&self, name: &str) -> Result<Vec<String>> {
+        self.stop(name, "it is idle", true)
+    }
+
+    fn stop(&self, name: &str, reason: &str, only_if_idle: bool) -> Result<Vec<String>> {
         let live = {
             let mut state = self.lock();
             loop {
                 match state.entry(name) {
                     None => return Ok(Vec::new()),
                     Some(entry) => match (entry.doing, &entry.live) {
+                        // Somebody has come since it was found idle.
+                        (Doing::Running, Some(_)) if only_if_idle && entry.sessions > 0 => {
+                            return Ok(Vec::new());
+                        }
                         (Doing::Running, Some(live)) => {
                             let live = live.clone();
                             entry.doing = Doing::Stopping;
@@ -216,7 +229,16 @@ impl Service {
             // It has ended by itself, or with its machine.
             Err(Error::Refused { .. }) if live.distribution.ended().is_some() => Vec::new(),
             Err(_) if live.machine.end().is_some() => Vec::new(),
-            Err(error) => return Err(error),
+            Err(error) => {
+                // It runs on, and can be asked again; idle, after another while.
+                self.update(|state| {
+                    if let Some(entry) = state.entry(name) {
+                        entry.doing = Doing::Running;
+                        entry.idle = Instant::now();
+                    }
+                });
+                return Err(error);
+            }
         };
         let mut state = self.lock();
         while state

@@ -157,6 +157,14 @@ impl Service {
 }
 
 impl State {
+    /// The machine, if it runs; it is stopping from now on.
+    pub(super) fn begin_to_stop(&mut self) -> Option<Arc<Machine>> {
+        let Host::On(on) = &self.host else { return None };
+        let machine = on.machine.clone();
+        self.host = Host::Stopping;
+        Some(machine)
+    }
+
     pub(super) fn entry(&mut self, name: &str) -> Option<&mut Entry> {
         self.distributions.get_mut(&name.to_ascii_lowercase())
     }
