@@ -1,15 +1,14 @@
-//! An ELF kernel: checked first, then copied straight into guest memory.
+//! An ELF kernel: checked first, then read straight into guest memory.
 //!
 //! Everything in the file is a claim. [`parse`] reads the headers (System V ABI, chapter 4 and 5) into an [`Image`] whose
 //! numbers were all checked against each other, the file's length and the room in guest memory; [`Image::load`] then only
 //! moves bytes. No allocation depends on the file but the segment table, whose entries are counted first.
 
 use std::fs::File;
-use std::io;
+use std::io::{Seek, SeekFrom};
 use std::os::unix::fs::FileExt;
 
-use vm_memory::mmap::MmapRegion;
-use vm_memory::{FileOffset, GuestAddress, GuestMemoryBackend, VolatileMemory};
+use vm_memory::{Bytes, GuestAddress};
 
 use super::Error;
 use crate::arch::layout;
@@ -17,9 +16,6 @@ use crate::memory::GuestMemory;
 
 /// The first bytes of every ELF file.
 pub(super) const MAGIC: [u8; 4] = *b"\x7fELF";
-
-/// What mappings begin at a multiple of, in bytes.
-const PAGE: u64 = 4096;
 
 const HEADER_SIZE: usize = 64;
 const PROGRAM_HEADER_SIZE: usize = 56;
@@ -196,25 +192,17 @@ impl Image {
         Ok(())
     }
 
-    /// Copies the segments into guest memory. What a segment has beyond its bytes in the file is zero already.
-    ///
-    /// By a mapping: read(2) would go through the page cache page by page, which is half of what it costs. The file must not be
-    /// cut off meanwhile: that ends the process (SIGBUS), before there is a guest.
+    /// Reads the segments into guest memory. What a segment has beyond its bytes in the file is zero already.
     ///
     /// # Errors
-    /// The file cannot be mapped.
-    pub fn load(&self, file: &File, memory: &GuestMemory) -> Result<(), Error> {
-        for segment in self.segments.iter().filter(|segment| segment.file_size > 0) {
-            let (start, size) = (segment.offset & !(PAGE - 1), segment.file_size as usize);
-            let ahead = (segment.offset - start) as usize;
-            let to = memory.get_slice(GuestAddress(segment.address), size).map_err(Error::Load)?;
-            let file = FileOffset::new(file.try_clone().map_err(Error::Read)?, start);
-            let flags = libc::MAP_PRIVATE | libc::MAP_POPULATE;
-            MmapRegion::<()>::build(Some(file), ahead + size, libc::PROT_READ, flags)
-                .map_err(|error| Error::Read(io::Error::other(error)))?
-                .get_slice(ahead, size)
-                .map_err(|error| Error::Read(io::Error::other(error)))?
-                .copy_to_volatile_slice(to);
+    /// The file cannot be read, or was cut off since it was parsed.
+    pub fn load(&self, file: &mut File, memory: &GuestMemory) -> Result<(), Error> {
+        for segment in &self.segments {
+            file.seek(SeekFrom::Start(segment.offset)).map_err(Error::Read)?;
+            let size = segment.file_size as usize;
+            memory
+                .read_exact_volatile_from(GuestAddress(segment.address), file, size)
+                .map_err(Error::Load)?;
         }
         Ok(())
     }

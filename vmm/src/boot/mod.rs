@@ -150,7 +150,7 @@ pub fn load_kernel(path: &Path, memory: &GuestMemory) -> Result<Image, Error> {
         file = bzimage::unpack(&file, ram_end)?;
     }
     let image = elf::parse(&file, ram_end)?;
-    image.load(&file, memory)?;
+    image.load(&mut file, memory)?;
     Ok(image)
 }
 
