@@ -25,6 +25,9 @@ pub enum Error {
         /// How.
         source: io::Error,
     },
+    /// A static program.
+    #[error(transparent)]
+    Build(#[from] undercroft_harness::guest::BuildError),
     /// A shared library that a program needs is not there.
     #[error("{} needs {library}, which this machine does not have", program.display())]
     Library {

@@ -32,14 +32,15 @@ pub fn machine() -> Result<Machine, Error> {
         kernel: kernel.image,
         plugin: built("undercroft-ruler", "libundercroft_ruler.so")?,
         runner: runner()?,
+        parameters: String::new(),
         profile: None,
         limit: LIMIT,
     })
 }
 
-/// Builds the VMM as it is shipped: optimised, with the C library shared.
+/// Builds the VMM as it is shipped.
 pub fn vmm() -> Result<PathBuf, Error> {
-    built("undercroft-vmm", "undercroft-vmm")
+    Ok(undercroft_harness::guest::vmm()?)
 }
 
 /// Builds the program that plays a machine's life through.

@@ -29,7 +29,7 @@ const OBJECTS: usize = 2900;
 /// is not tried out (50 million), per-CPU memory is made of pages and not of a block of 2 MiB that is cleared (4), names
 /// of enums in trace events' formats stay unresolved (110), and /sys/kernel/slab stays empty (4).
 pub(crate) const COMMAND_LINE: &str =
-    "no_timer_check percpu_alloc=page initcall_blacklist=trace_eval_init,slab_late_init";
+    "no_timer_check percpu_alloc=page initcall_blacklist=trace_eval_init,slab_late_init,cmos_init";
 
 /// How this kernel is told which devices there are: the command line costs it least (docs/decisions.md). This and the parameters are no part of a build and of its name:
 /// [`Kernel::load`] puts them in, so that another choice needs no other build.

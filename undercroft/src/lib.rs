@@ -11,7 +11,7 @@
 //! use undercroft_vmm::MachineConfig;
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! let machine = Machine::start(MachineOptions {
-//!     vmm: "target/release/undercroft-vmm".into(),
+//!     vmm: "/usr/lib/undercroft/undercroft-vmm".into(),
 //!     config: MachineConfig { kernel: "vmlinux".into(), initramfs: Some("initramfs.cpio".into()), ..Default::default() },
 //!     modules_disk: None,
 //!     console_log: None,
