@@ -77,6 +77,7 @@ fn main() -> Result<(), Box<dyn Error>> {
                 root: serde_json::from_value(more.first().map_or("layered", |root| root).into())?,
                 own_users: true,
                 idle: 0,
+                contents: scenario::Contents::Busybox,
             };
             let result = scenario::measure(&machine, &scenario, &work)?;
             let number = result.order.iter().rposition(|name| name == part).ok_or("there is no such part")?;

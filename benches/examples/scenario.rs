@@ -33,6 +33,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         root,
         own_users: std::env::var_os("OWN_USERS").is_some(),
         idle,
+        contents: scenario::Contents::Busybox,
     };
     let result = scenario::measure(&tools::machine()?, &scenario, &work)?;
     println!(

@@ -40,8 +40,6 @@ const BOARD: &[&str] = &[
     "q35,vmport=off,smbus=off,sata=off,usb=off",
     "-bios",
     "/usr/share/qemu/qboot.rom",
-    "-m",
-    "2048",
     "-nodefaults",
     "-no-user-config",
     "-display",
@@ -76,6 +74,8 @@ pub struct Machine {
     pub plugin: PathBuf,
     /// L1's PID 1.
     pub runner: PathBuf,
+    /// L1's memory in MiB.
+    pub memory_mib: u32,
     /// L1's further kernel parameters.
     pub parameters: String,
     /// Where the plugin writes profiles, if it is to: this, and names beside it (`plugin/src/profile.rs`).
@@ -212,6 +212,7 @@ impl Machine {
         let mut arguments: Vec<std::ffi::OsString> =
             DETERMINISTIC.iter().chain(BOARD).map(std::ffi::OsString::from).collect();
         let mut option = |name: &str, value: String| arguments.extend([name.into(), value.into()]);
+        option("-m", self.memory_mib.to_string());
         option("-kernel", self.kernel.display().to_string());
         option("-initrd", initramfs.display().to_string());
         option("-append", format!("{COMMAND_LINE} {}", self.parameters));

@@ -23,7 +23,7 @@ use crate::{
 const SCENARIO: &str = "/undercroft-ruler-scenario";
 const VMM: &str = "/undercroft-vmm";
 const SETTING: &str = "/scenario.json";
-const TAR: &str = "/busybox.tar";
+const TAR: &str = "/distribution.tar";
 
 /// Seconds of L1's time for all of it.
 const LIMIT_SECONDS: u64 = 600;
@@ -47,6 +47,17 @@ pub struct Scenario {
     pub own_users: bool,
     /// How many idle distributions are looked at.
     pub idle: u32,
+    /// What is played, with which distribution.
+    pub contents: Contents,
+}
+
+/// What a scenario's distribution is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Contents {
+    /// A busybox, with the small init: all parts are played.
+    Busybox,
+    /// This tar, which asks for systemd: launches and what two idle ones take.
+    Systemd(PathBuf),
 }
 
 /// What a part took: the median of its repetitions but the first, or its only one.
@@ -179,9 +190,15 @@ pub fn place(scenario: &Scenario, archive: &mut Archive, work: &Path) -> std::re
     if features.exists() {
         archive.copy(features, features);
     }
-    let tar = work.join("busybox.tar");
-    distribution(&tar)?;
-    archive.copy(&tar, TAR);
+    let tar = match &scenario.contents {
+        Contents::Systemd(tar) => tar.clone(),
+        Contents::Busybox => {
+            let tar = work.join("busybox.tar");
+            distribution(&tar)?;
+            tar
+        }
+    };
+    archive.copy(tar, TAR);
     Ok(Setting {
         vmm: VMM.into(),
         config,
@@ -190,6 +207,7 @@ pub fn place(scenario: &Scenario, archive: &mut Archive, work: &Path) -> std::re
         root: scenario.root,
         own_users: scenario.own_users,
         idle: scenario.idle,
+        systemd: scenario.contents != Contents::Busybox,
         patience: 1,
     })
 }

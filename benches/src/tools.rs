@@ -16,6 +16,9 @@ const KVM: [&str; 3] = ["virt/lib/irqbypass.ko", "arch/x86/kvm/kvm.ko", "arch/x8
 /// The machine hangs if it takes longer: a dozen guests take two minutes on an idle machine.
 const LIMIT: Duration = Duration::from_secs(1800);
 
+/// L1's memory in MiB, for guests of half a gigabyte.
+const MEMORY_MIB: u32 = 2048;
+
 const STATIC: &str = "-C target-feature=+crt-static";
 const TARGET: &str = "x86_64-unknown-linux-gnu";
 
@@ -32,6 +35,7 @@ pub fn machine() -> Result<Machine, Error> {
         kernel: kernel.image,
         plugin: built("undercroft-ruler", "libundercroft_ruler.so")?,
         runner: runner()?,
+        memory_mib: MEMORY_MIB,
         parameters: String::new(),
         profile: None,
         limit: LIMIT,

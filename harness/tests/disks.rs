@@ -48,17 +48,15 @@ fn sixty_four_at_once(#[values(Kernel::Stock, Kernel::Tuned)] kernel: Kernel) ->
 }
 
 /// The guest is root and may try what it likes: the VMM refuses, and the file is as it was.
-#[rstest]
-fn read_only_is_enforced_outside_the_guest(
-    #[values(Kernel::Stock, Kernel::Tuned)] kernel: Kernel,
-) -> Outcome {
+#[test]
+fn read_only_is_enforced_outside_the_guest() -> Outcome {
     guest_test(|suite| {
         let host = tempfile::tempdir()?;
         let (blk, scsi) = (host.path().join("blk.raw"), host.path().join("scsi.raw"));
         for path in [&blk, &scsi] {
             fs::write(path, vec![0x5a; 1 << 20])?;
         }
-        let vm = boot(suite, kernel)
+        let vm = boot(suite, Kernel::Tuned)
             .with({
                 let disk = DiskConfig { path: blk.clone(), read_only: true, serial: "rom".into() };
                 |config| config.disks.push(disk)
@@ -86,13 +84,11 @@ fn read_only_is_enforced_outside_the_guest(
     })
 }
 
-#[rstest]
-fn what_a_distribution_deletes_goes_back_to_the_host(
-    #[values(Kernel::Stock, Kernel::Tuned)] kernel: Kernel,
-) -> Outcome {
+#[test]
+fn what_a_distribution_deletes_goes_back_to_the_host() -> Outcome {
     const MIB: u64 = 1 << 20;
     guest_test(|suite| {
-        let vm = boot(suite, kernel).distro("a", &suite.busybox).start()?;
+        let vm = boot(suite, Kernel::Tuned).distro("a", &suite.busybox).start()?;
         let held =
             || Ok::<_, std::io::Error>(fs::metadata(vm.disk("a").expect("it is there"))?.blocks() * 512);
         let before = held()?;
@@ -107,10 +103,10 @@ fn what_a_distribution_deletes_goes_back_to_the_host(
 }
 
 /// What was fsynced is there after the machine was killed.
-#[rstest]
-fn fsync_survives_a_kill(#[values(Kernel::Stock, Kernel::Tuned)] kernel: Kernel) -> Outcome {
+#[test]
+fn fsync_survives_a_kill() -> Outcome {
     guest_test(|suite| {
-        let vm = boot(suite, kernel).wants(Wanted::new("a", &suite.busybox).flat()).start()?;
+        let vm = boot(suite, Kernel::Tuned).wants(Wanted::new("a", &suite.busybox).flat()).start()?;
         let disk = vm.disk("a")?.to_path_buf();
         let copy = tempfile::tempdir()?;
         let kept = copy.path().join("kept.raw");
@@ -119,7 +115,7 @@ fn fsync_survives_a_kill(#[values(Kernel::Stock, Kernel::Tuned)] kernel: Kernel)
         duct::cmd!("cp", "--sparse=always", &disk, &kept).run()?;
         drop(vm);
 
-        let vm = boot(suite, kernel).start()?;
+        let vm = boot(suite, Kernel::Tuned).start()?;
         let file = File::options().read(true).write(true).open(&kept)?;
         let address = vm.check(vm.machine().attach_disk(&file, false))?;
         let launched =

@@ -131,7 +131,7 @@ fn cached() -> Result<u64, Failure> {
 #[case::through_the_page_cache(true)]
 fn the_hosts_page_cache_holds_no_second_copy(#[case] page_cache: bool) -> Outcome {
     guest_test(|suite| {
-        const MIB: u64 = 64;
+        const MIB: u64 = 32;
         let vm = boot(suite, Kernel::Tuned).with(move |c| c.page_cache = page_cache).start()?;
         // Not in a temporary folder, which may be a tmpfs: that is a page cache.
         let folder = tempfile::Builder::new().prefix("page-cache-").tempdir_in(&suite.logs)?;

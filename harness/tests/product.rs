@@ -128,7 +128,7 @@ fn killed_at_any_moment() -> Outcome {
 fn many_sessions() -> Outcome {
     guest_test(|suite| {
         // Each is a process here and some in the guest: two hundred take the lab a quarter of an hour.
-        let at_once = if lab::inside() { 15 } else { 50 };
+        let at_once = if lab::inside() { 10 } else { 50 };
         let one = Product::new(suite, Kernel::Tuned, "memory=768MB\nprocessors=1\nswap=0\n")?;
         let names = ["a", "b", "c", "d"];
         for name in names {

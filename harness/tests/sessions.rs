@@ -9,6 +9,7 @@ use rstest::rstest;
 use sha2::{Digest, Sha256};
 use undercroft::{Input, Pipes, Program, Relayed, Streams};
 use undercroft_harness::{
+    lab,
     outcome::{Failure, Outcome},
     vm::{Kernel, Vm, boot, guest_test},
 };
@@ -60,10 +61,10 @@ fn who_and_where_a_program_runs() -> Outcome {
 }
 
 /// Bytes that a terminal, a line discipline or a careless string would change.
-#[rstest]
-fn binary_data_passes_unchanged(#[values(Kernel::Stock, Kernel::Tuned)] kernel: Kernel) -> Outcome {
+#[test]
+fn binary_data_passes_unchanged() -> Outcome {
     guest_test(|suite| {
-        let vm = boot(suite, kernel).distro("a", &suite.busybox).start()?;
+        let vm = boot(suite, Kernel::Tuned).distro("a", &suite.busybox).start()?;
         let all: Vec<u8> = (0..=255u8).cycle().take(70_001).collect();
         assert!(vm.feed("a", &Program::new(["cat"]), all.clone())?.stdout == all);
         // End of file on input reaches the program, and output after it reaches us.
@@ -77,8 +78,9 @@ fn binary_data_passes_unchanged(#[values(Kernel::Stock, Kernel::Tuned)] kernel: 
 
 #[test]
 fn a_quarter_of_a_gibibyte_through_cat() -> Outcome {
-    const SIZE: usize = 256 << 20;
     guest_test(|suite| {
+        // A quarter of that where each byte is copied by software.
+        let size_sent = if lab::inside() { 64 << 20 } else { 256 << 20 };
         let vm = boot(suite, Kernel::Tuned).cpus(2).distro("a", &suite.busybox).start()?;
         let mut session = vm.check(vm.distribution("a")?.exec(&Program::new(["cat"]), Pipes::ALL))?;
         let Some(Streams::Pipes { stdin: Some(mut stdin), stdout: Some(mut stdout), .. }) =
@@ -90,7 +92,7 @@ fn a_quarter_of_a_gibibyte_through_cat() -> Outcome {
             let mut digest = Sha256::new();
             // Not zeros: a lost or doubled part must show.
             let mut block = vec![0u8; 1 << 16];
-            for number in 0..SIZE / block.len() {
+            for number in 0..size_sent / block.len() {
                 for (at, word) in block.chunks_exact_mut(8).enumerate() {
                     let value = (number * 8192 + at) as u64;
                     word.copy_from_slice(&value.wrapping_mul(0x9e37_79b9_7f4a_7c15).to_le_bytes());
@@ -111,7 +113,7 @@ fn a_quarter_of_a_gibibyte_through_cat() -> Outcome {
             digest.update(&block[..n]);
         }
         assert_eq!(vm.check(session.wait())?, ExitStatus::Code(0));
-        assert_eq!(size, SIZE);
+        assert_eq!(size, size_sent);
         assert_eq!(digest.finalize(), sent.join().expect("the sender does not panic")?);
         vm.power_off()
     })

@@ -11,7 +11,7 @@ use anyhow::Context as _;
 use undercroft_benches::{
     archive::Archive,
     machine::Machine,
-    peers::{containers, monitors, report::Report},
+    peers::{containers, monitors, report::Report, systemd},
     scenario::{self, Scenario, Setting},
     tools,
 };
@@ -91,6 +91,7 @@ fn prepare(kernel: Kernel, work: &Path) -> anyhow::Result<Scenario> {
         root: ROOT,
         own_users: OWN_USERS,
         idle: IDLE,
+        contents: scenario::Contents::Busybox,
     })
 }
 
@@ -139,6 +140,7 @@ fn natively(
         root: scenario.root,
         own_users: scenario.own_users,
         idle: scenario.idle,
+        systemd: false,
         patience: 1,
     };
     let path = work.join("setting.json");
@@ -160,7 +162,11 @@ fn peers(scenario: &Scenario, work: &Path) -> anyhow::Result<()> {
     let monitors = monitors::rows(&machine, &scenario.vmm, &scenario.kernel, work)?;
     eprintln!("importing, launching, executing");
     let life = scenario::measure(&machine, scenario, work)?;
-    for row in containers.iter().chain(&monitors) {
+    eprintln!("booting a Debian with systemd; some minutes");
+    let cache = undercroft_kernel_config::cache::dir()?;
+    let debian = crate::boot::debian::archive(&cache, "bookworm")?;
+    let (with_systemd, debian) = systemd::rows(&machine, scenario, &debian, work)?;
+    for row in containers.iter().chain(&monitors).chain(&with_systemd) {
         if let Err(reason) = &row.counts {
             eprintln!("{} {reason}", row.name);
         }
@@ -169,7 +175,9 @@ fn peers(scenario: &Scenario, work: &Path) -> anyhow::Result<()> {
         measured: measured(&scenario.kernel)?,
         containers: &containers,
         monitors: &monitors,
+        systemd: &with_systemd,
         scenario: &life,
+        debian: &debian,
         root: format!(
             "{}, {}",
             match scenario.root {

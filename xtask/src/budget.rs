@@ -161,6 +161,7 @@ fn measure(kernel: Option<&Path>, brief: bool) -> anyhow::Result<Vec<Measurement
         root: ROOT,
         own_users: OWN_USERS,
         idle: IDLE,
+        contents: scenario::Contents::Busybox,
     };
     measurements.append(&mut life(&scenario::measure(&machine, &scenario, &work)?));
     for (name, path) in [("initramfs", &image), ("mini_init", &guest.mini_init), ("init", &guest.init)] {

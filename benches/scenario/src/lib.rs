@@ -37,6 +37,8 @@ pub struct Setting {
     pub own_users: bool,
     /// How many idle distributions are looked at.
     pub idle: u32,
+    /// Whether the distribution asks for systemd: then only its launches are played.
+    pub systemd: bool,
     /// How many times longer than on hardware things may take.
     pub patience: u32,
 }
@@ -130,8 +132,13 @@ impl Stage {
 
     /// Stops a distribution; complaints are errors.
     pub fn terminate(&self, distribution: &Distribution) -> Result<()> {
-        let complaints = distribution.terminate(Duration::from_secs(10))?;
+        let complaints = distribution.terminate(self.limit())?;
         if complaints.is_empty() { Ok(()) } else { Err(complaints.join("; ").into()) }
+    }
+
+    /// How long an orderly end may take.
+    fn limit(&self) -> Duration {
+        Duration::from_secs(if self.setting.systemd { 60 } else { 10 })
     }
 
     /// The VMM's memory in RAM, in KiB: beyond the guest's, and all of it.
@@ -144,7 +151,7 @@ impl Stage {
 
     /// The orderly end; complaints are errors.
     pub fn power_off(self) -> Result<()> {
-        let end = self.machine.power_off(Duration::from_secs(10));
+        let end = self.machine.power_off(self.limit());
         if end.complaints.is_empty() && !end.forced { Ok(()) } else { Err(end.complaints.join("; ").into()) }
     }
 }

@@ -10,6 +10,13 @@
 //! | `run` | a launch, and a program in it to its end |
 //! | `terminate` | a distribution: to its root's being unmounted |
 //! | `power-off` | the machine, with one distribution in it |
+//!
+//! With a distribution that asks for systemd these are played instead:
+//!
+//! | span | what is in it |
+//! | --- | --- |
+//! | `systemd` | a distribution: to systemd's word that it is up |
+//! | `systemd-stop` | a distribution: an orderly end, to its root's being unmounted |
 
 use std::{
     io::Read as _,
@@ -52,6 +59,9 @@ fn main() -> ExitCode {
 
 fn play(setting: &Setting) -> Result<()> {
     let mut stage = span("start", None, || Stage::start(setting))?;
+    if setting.systemd {
+        return systemd(stage);
+    }
     say("vmm_resident", stage.resident_kib()?.0, "KiB");
     let disk = stage.empty_disk()?;
     span("import", None, || stage.import(&disk))?;
@@ -67,6 +77,25 @@ fn play(setting: &Setting) -> Result<()> {
     }
     let _last = stage.launch("last", &root)?;
     span("power-off", None, || stage.power_off())
+}
+
+/// Launches with systemd, the first of which fills /var and the page cache; then what a second idle one costs the host.
+fn systemd(mut stage: Stage) -> Result<()> {
+    let root = stage.root()?;
+    for _ in 0..2 {
+        let distribution = span("systemd", Some(&stage.machine), || stage.launch("one", &root))?;
+        span("systemd-stop", None, || stage.terminate(&distribution))?;
+    }
+    let mut resident = Vec::new();
+    for (name, root) in [("one", root), ("two", stage.root()?)] {
+        stage.launch(name, &root)?;
+        thread::sleep(SETTLE_MEMORY);
+        resident.push(stage.resident_kib()?.1);
+    }
+    if let [one, two] = resident[..] {
+        say("idle_systemd", two.saturating_sub(one), "KiB");
+    }
+    stage.power_off()
 }
 
 /// Launches and terminations; gives the last one back as it runs.

@@ -129,7 +129,7 @@ fn crun() -> [Peer; 2] {
     ]
 }
 
-fn nspawn() -> Peer {
+pub(super) fn nspawn() -> Peer {
     let mut nspawn = peer(
         "systemd-nspawn",
         "systemd-nspawn",

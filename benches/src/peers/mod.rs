@@ -6,6 +6,7 @@
 pub mod containers;
 pub mod monitors;
 pub mod report;
+pub mod systemd;
 
 use std::path::{Path, PathBuf};
 
@@ -19,7 +20,7 @@ use crate::{
 };
 
 /// Seconds of the machine's time for one start.
-const LIMIT_SECONDS: u64 = 60;
+const LIMIT_SECONDS: u64 = 120;
 
 /// How often each is counted, after a first time that is not.
 const COUNTED: u32 = 3;

@@ -16,8 +16,12 @@ pub struct Report<'a> {
     pub containers: &'a [Row],
     /// Monitors of virtual machines.
     pub monitors: &'a [Row],
+    /// A Debian with systemd, from the launch to its last job.
+    pub systemd: &'a [Row],
     /// Our own parts.
     pub scenario: &'a scenario::Result,
+    /// Our own parts with that Debian.
+    pub debian: &'a scenario::Result,
     /// How our distribution's root was made, and who its users are.
     pub root: String,
 }
@@ -32,6 +36,7 @@ impl Report<'_> {
             .replace("{{root}}", &self.root)
             .replace("{{containers}}", &table(&containers))
             .replace("{{monitors}}", &table(self.monitors))
+            .replace("{{systemd}}", &table(self.systemd))
             .replace("{{parts}}", &self.parts())
             .replace("{{steps}}", &self.steps())
             .replace("{{values}}", &self.values())
@@ -58,7 +63,8 @@ impl Report<'_> {
 
     fn parts(&self) -> String {
         let mut text = HEAD.replace("{what}", "part");
-        for part in &self.scenario.parts {
+        let with_systemd = self.debian.parts.iter().filter(|part| part.name.starts_with("systemd"));
+        for part in self.scenario.parts.iter().chain(with_systemd) {
             line(&mut text, &part.name, "", &part.whole);
         }
         text
@@ -74,10 +80,12 @@ impl Report<'_> {
 
     fn values(&self) -> String {
         let mut text = String::from("| memory of the host's | |\n| --- | ---: |\n");
-        for (name, value, unit) in &self.scenario.values {
+        let with_systemd = self.debian.values.iter().filter(|(name, ..)| name.ends_with("systemd"));
+        for (name, value, unit) in self.scenario.values.iter().chain(with_systemd) {
             let name = match name.as_str() {
                 "vmm_resident" => "the VMM's, beyond its guest's",
                 "idle_last" => "the last idle distribution of several",
+                "idle_systemd" => "a second idle Debian with systemd, from the same base",
                 "idle_mean" => "each further idle distribution, on average",
                 name => name,
             };
