@@ -37,7 +37,7 @@ pub use document::document;
 pub use facts::HostFacts;
 pub use key::{Acts, Default, Fate, Key, SUBSECTION, Table};
 pub use settings::{LONGEST, Origin, Row, Setting, Settings, Warning};
-pub use value::{Kind, Mount, Value, is_hostname};
+pub use value::{Kind, Mount, Published, Value, is_hostname};
 pub use views::{
     AutoMemoryReclaim, DistributionConfig, DistributionSettings, HostConfig, NetworkingMode, PackageConfig,
 };

@@ -316,6 +316,8 @@ impl View<'_> {
         umask: Umask -> u32;
         /// [`Value::Ports`].
         ports: Ports -> Vec<u16>;
+        /// [`Value::Published`].
+        published: Published -> Vec<crate::value::Published>;
         /// [`Value::Mounts`].
         mounts: Mounts -> Vec<crate::value::Mount>;
         /// Text of any kind.

@@ -1,6 +1,6 @@
 //! What a key's value can be: how it is read, and how it is written.
 
-use std::fmt;
+use std::{fmt, net::SocketAddr};
 
 use crate::grammar::excerpt;
 
@@ -35,8 +35,10 @@ pub enum Kind {
     MacAddress,
     /// An octal number up to 0777.
     Umask,
-    /// TCP ports with commas between them.
+    /// Ports with commas between them.
     Ports,
+    /// Addresses of the host's, each with a port, see [`Published`]; with commas between them.
+    Published,
     /// A folder of the host and where it is seen, see [`Mount`]; the key may be given many times.
     Mounts,
     /// One of some words, in any case.
@@ -65,10 +67,28 @@ pub enum Value {
     Umask(u32),
     /// [`Kind::Ports`].
     Ports(Vec<u16>),
+    /// [`Kind::Published`].
+    Published(Vec<Published>),
     /// [`Kind::Mounts`].
     Mounts(Vec<Mount>),
     /// All others; a [`Kind::Choice`] as this crate writes it.
     Text(String),
+}
+
+/// Where on the host a port is reached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Published {
+    /// The address, and the port that is the same in the virtual machine.
+    pub address: SocketAddr,
+    /// Whether it is one of UDP's, not of TCP's.
+    pub is_udp: bool,
+}
+
+/// `0.0.0.0:53/udp`.
+impl fmt::Display for Published {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}{}", self.address, if self.is_udp { "/udp" } else { "" })
+    }
 }
 
 /// A folder of the host's in a distribution.
@@ -130,6 +150,12 @@ pub enum Invalid {
     /// Not ports.
     #[error("expected port numbers from 1 to 65535 with commas between them, and got {0}")]
     Ports(String),
+    /// Not addresses with ports.
+    #[error(
+        "expected addresses of this host's with a port, such as 0.0.0.0:8080 or [::]:53/udp, with commas between them, \
+             and got {0}"
+    )]
+    Published(String),
     /// Not a folder and its place.
     #[error(
         "expected HOST-FOLDER:GUEST-FOLDER, both absolute (the first may begin with ~/), with :ro or :rw behind \
@@ -162,7 +188,7 @@ impl Kind {
     pub fn read(&self, text: &str) -> Result<Option<Value>, Invalid> {
         let text = text.trim();
         let got = || excerpt(text);
-        let may_be_empty = matches!(self, Self::Path | Self::Text | Self::Ports);
+        let may_be_empty = matches!(self, Self::Path | Self::Text | Self::Ports | Self::Published);
         if text.is_empty() && may_be_empty {
             return Ok(None);
         }
@@ -191,6 +217,7 @@ impl Kind {
                 Value::Umask(mask.filter(|mask| *mask <= 0o777).ok_or_else(|| Invalid::Umask(got()))?)
             }
             Self::Ports => Value::Ports(ports(text).ok_or_else(|| Invalid::Ports(got()))?),
+            Self::Published => Value::Published(published(text).ok_or_else(|| Invalid::Published(got()))?),
             Self::Mounts => Value::Mounts(vec![mount(text).ok_or_else(|| Invalid::Mount(got()))?]),
             Self::Choice { of, not_here } => {
                 if let Some(&(word, reason)) = not_here.iter().find(|(w, _)| w.eq_ignore_ascii_case(text)) {
@@ -221,6 +248,9 @@ impl Kind {
             Self::MacAddress => "an Ethernet address".into(),
             Self::Umask => "an octal number up to 0777".into(),
             Self::Ports => "port numbers with commas between them".into(),
+            Self::Published => {
+                "addresses with a port, such as 0.0.0.0:8080 or [::]:53/udp, with commas between them".into()
+            }
             Self::Mounts => {
                 "HOST-FOLDER:GUEST-FOLDER, with :ro behind it if wanted; the key may be repeated".into()
             }
@@ -250,6 +280,9 @@ impl fmt::Display for Value {
                 write!(f, "{whole}.{}", format!("{part:03}").trim_end_matches('0'))
             }
             Self::Umask(mask) => write!(f, "{mask:04o}"),
+            Self::Published(all) => {
+                f.write_str(&all.iter().map(ToString::to_string).collect::<Vec<_>>().join(","))
+            }
             Self::Ports(ports) => {
                 f.write_str(&ports.iter().map(u16::to_string).collect::<Vec<_>>().join(","))
             }
@@ -346,6 +379,16 @@ fn mac_address(text: &str) -> Option<String> {
         return None;
     }
     Some(numbers.iter().map(|n| format!("{n:02x}")).collect::<Vec<_>>().join(":"))
+}
+
+fn published(text: &str) -> Option<Vec<Published>> {
+    let one = |word: &str| {
+        let word = word.trim();
+        let (address, is_udp) = word.strip_suffix("/udp").map_or((word, false), |address| (address, true));
+        let address: SocketAddr = address.strip_suffix("/tcp").unwrap_or(address).parse().ok()?;
+        (address.port() != 0).then_some(Published { address, is_udp })
+    };
+    text.split(',').map(one).collect()
 }
 
 fn ports(text: &str) -> Option<Vec<u16>> {
@@ -453,6 +496,13 @@ mod tests {
         assert_eq!(shown(Kind::Umask, "022"), "0022");
         assert!(shown(Kind::Umask, "0778").starts_with('!') && shown(Kind::Umask, "1777").starts_with('!'));
         assert_eq!(shown(Kind::Ports, "80, 443"), "80,443");
+        let published = "0.0.0.0:80, [::]:53/udp,192.0.2.1:9/tcp";
+        assert_eq!(shown(Kind::Published, published), "0.0.0.0:80,[::]:53/udp,192.0.2.1:9");
+        for wrong in
+            ["80", "0.0.0.0", "0.0.0.0:0", "localhost:80", "0.0.0.0:80,,1.1.1.1:1", "0.0.0.0:80/sctp"]
+        {
+            assert!(shown(Kind::Published, wrong).starts_with('!'), "{wrong}");
+        }
         assert!(shown(Kind::Ports, "0").starts_with('!') && shown(Kind::Ports, "80,,1").starts_with('!'));
     }
 
@@ -470,7 +520,7 @@ mod tests {
         fn no_text_makes_it_panic(text: String) {
             for kind in [
                 Kind::Bool, Kind::Integer { least: 0, most: 9 }, Kind::Milliseconds { or_never: true }, Kind::Size, Kind::Cpus,
-                Kind::Path, Kind::Hostname, Kind::MacAddress, Kind::Umask, Kind::Ports, Kind::Mounts,
+                Kind::Path, Kind::Hostname, Kind::MacAddress, Kind::Umask, Kind::Ports, Kind::Published, Kind::Mounts,
             ] {
                 let _ = kind.read(&text);
             }

@@ -7,7 +7,7 @@ use crate::{
     key::SUBSECTION,
     keys::{DISTRIBUTION, HOST, PACKAGE},
     settings::{Settings, View},
-    value::Mount,
+    value::{Mount, Published},
 };
 
 /// `.wslconfig`, defaults filled in. Each field is documented with its key in docs/configuration.md.
@@ -63,6 +63,8 @@ pub struct HostConfig {
     pub host_address_loopback: bool,
     /// `undercroft.zram`, in bytes; 0 is none.
     pub zram: u64,
+    /// `undercroft.publish`.
+    pub publish: Vec<Published>,
 }
 
 /// `wsl2.networkingMode`.
@@ -192,6 +194,7 @@ impl HostConfig {
             ignored_ports: view.ports("experimental", "ignoredPorts").unwrap_or_default(),
             host_address_loopback: view.bool("experimental", "hostAddressLoopback").unwrap_or_default(),
             zram: view.size("undercroft", "zram").unwrap_or_default(),
+            publish: view.published("undercroft", "publish").unwrap_or_default(),
         }
     }
 }

@@ -1,18 +1,20 @@
 //! The network: the world from inside, and what is listened for inside from outside.
 
 use std::{
+    fs,
     io::{Read, Write},
-    net::{TcpListener, TcpStream},
+    net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket},
     thread,
     time::{Duration, Instant},
 };
 
 use rstest::rstest;
-use undercroft::{NatOptions, NetworkMode, NetworkOptions};
+use undercroft::{NameOptions, NatOptions, NetworkMode, NetworkOptions};
 use undercroft_harness::{
-    outcome::{Failure, Outcome},
+    outcome::{Failure, Outcome, skip},
     vm::{Kernel, Vm, boot, guest_test},
 };
+use undercroft_protocol::network::{Endpoint, Transport};
 
 /// A web server of the test's own, on its own machine's loopback: one answer to everything.
 struct Web {
@@ -142,7 +144,7 @@ fn the_world_from_outside(#[values(Kernel::Stock, Kernel::Tuned)] kernel: Kernel
         vm.sh("a", "httpd -p 127.0.0.1:8091 -h /www; httpd -p 8099 -h /www")?;
         let outside = |inside: u16| {
             let ports = vm.machine().ports();
-            ports.into_iter().find(|port| port.inside.port() == inside && port.outside.is_some())
+            ports.into_iter().find(|port| port.inside.address.port() == inside && port.outside.is_some())
         };
         until("nobody listens on the host", || Ok(outside(8091).is_some()))?;
         let port = outside(8091).expect("it was there");
@@ -184,6 +186,164 @@ fn the_world_from_outside(#[values(Kernel::Stock, Kernel::Tuned)] kernel: Kernel
         let mut vm = vm;
         vm.terminate("a")?;
         until("it outlives its distribution", || Ok(get(8093).is_err()))?;
+        vm.power_off()
+    })
+}
+
+/// A server by UDP that says everything once more, in the background.
+fn echo(vm: &Vm, address: &str, port: u16) -> Outcome {
+    let program = format!(
+        "$s = IO::Socket::IP->new(LocalHost => '{address}', LocalPort => {port}, Proto => 'udp') or die; \
+         while (defined($p = $s->recv($b, 65535))) {{ $s->send(\"you said $b\", 0, $p) }}"
+    );
+    vm.sh("a", &format!("setsid perl -MIO::Socket::IP -e '{program}' >/dev/null 2>&1 &"))?;
+    Ok(())
+}
+
+/// What is answered from `to` to who speaks from the machine that runs the VMM, if anything is.
+fn said(to: SocketAddr, what: &str) -> Result<Option<String>, Failure> {
+    let own: SocketAddr =
+        if to.is_ipv4() { ([127, 0, 0, 1], 0).into() } else { "[::1]:0".parse().expect("an address") };
+    let socket = UdpSocket::bind(own)?;
+    socket.connect(to)?;
+    socket.set_read_timeout(Some(Duration::from_secs(20)))?;
+    let mut bytes = vec![0; 65_535];
+    let answered = socket.send(what.as_bytes()).and_then(|_| socket.recv(&mut bytes));
+    Ok(answered.ok().map(|length| String::from_utf8_lossy(&bytes[..length]).into_owned()))
+}
+
+/// Datagrams find their way as connections do; and a thousand connections that nobody takes keep nobody else from his.
+#[test]
+fn datagrams_from_outside() -> Outcome {
+    guest_test(|suite| {
+        let published = Endpoint::udp(([127, 0, 0, 9], 8095).into());
+        let network = NetworkOptions {
+            localhost: true,
+            ignored_ports: vec![8098],
+            published: vec![published],
+            ..NetworkOptions::default()
+        };
+        let vm = boot(suite, Kernel::Tuned).network(network).distro("a", &suite.debian).start()?;
+        assert_eq!(vm.machine().warnings(), [""; 0], "the kernel says when somebody takes datagrams");
+        echo(&vm, "127.0.0.1", 8095)?;
+        echo(&vm, "::", 8096)?;
+        echo(&vm, "0.0.0.0", 8098)?;
+        let outside = |transport, port: u16| -> Vec<SocketAddr> {
+            let ports = vm.machine().ports().into_iter();
+            let here =
+                ports.filter(|one| one.inside.transport == transport && one.inside.address.port() == port);
+            here.filter_map(|one| one.outside).collect()
+        };
+        until("two servers are not there", || {
+            Ok(outside(Transport::Udp, 8095).len() == 2 && outside(Transport::Udp, 8096).len() == 2)
+        })?;
+        assert_eq!(outside(Transport::Udp, 8098), [], "it is to be left alone");
+        let at = |ip: &str, port: u16| SocketAddr::new(ip.parse().expect("an address"), port);
+        for to in [at("127.0.0.1", 8095), at("127.0.0.9", 8095), at("127.0.0.1", 8096), at("::1", 8096)] {
+            assert_eq!(said(to, "hello")?.as_deref(), Some("you said hello"), "{to}");
+        }
+        let long = "long ".repeat(2000);
+        assert_eq!(said(at("127.0.0.1", 8095), &long)?, Some(format!("you said {long}")));
+        // More programs than there are flows, none of which listens to its answer.
+        for number in 0..300 {
+            UdpSocket::bind("127.0.0.1:0")?.send_to(format!("{number}").as_bytes(), ("127.0.0.1", 8095))?;
+        }
+        until("nobody else is answered", || {
+            Ok(said(at("127.0.0.1", 8095), "x")?.as_deref() == Some("you said x"))
+        })?;
+
+        // One that listens and takes no connection.
+        let program = "$s = IO::Socket::IP->new(LocalPort => 8097, Listen => 5) or die; sleep";
+        vm.sh("a", &format!("setsid perl -MIO::Socket::IP -e '{program}' >/dev/null 2>&1 &"))?;
+        until("nobody listens on the host", || Ok(!outside(Transport::Tcp, 8097).is_empty()))?;
+        let before = vm.resident()?;
+        let waiting: Vec<_> = (0..1000).map(|_| TcpStream::connect(("127.0.0.1", 8097))).collect();
+        assert!(waiting.iter().all(Result::is_ok));
+        assert_eq!(said(at("127.0.0.1", 8096), "still")?.as_deref(), Some("you said still"));
+        assert_eq!(vm.read("a", "echo here")?, "here");
+        assert!(vm.resident()? < before + (64 << 10), "{} KiB more", vm.resident()? - before);
+        drop(waiting);
+
+        // Gone with the program.
+        vm.sh("a", "pkill perl")?;
+        until("it is still there", || {
+            Ok(vm.machine().ports().is_empty() && UdpSocket::bind(("127.0.0.1", 8095)).is_ok())
+        })?;
+        vm.power_off()
+    })
+}
+
+/// A name server on the machine that runs the VMM: every name means this address.
+fn name_server(ip: Ipv4Addr, means: [u8; 4]) -> std::io::Result<()> {
+    let datagrams = UdpSocket::bind((ip, 53))?;
+    let listener = TcpListener::bind((ip, 53))?;
+    let answer = move |question: &[u8]| -> Vec<u8> {
+        // Up to the end of the one name in it, its type and class (RFC 1035, 4.1).
+        let name = question[12..].iter().position(|&byte| byte == 0).unwrap_or(0) + 13;
+        let is_a = question.get(name + 1) == Some(&1);
+        let mut answer = question[..(name + 4).min(question.len())].to_vec();
+        answer[2..12].copy_from_slice(&[0x81, 0x80, 0, 1, 0, is_a.into(), 0, 0, 0, 0]);
+        if is_a {
+            answer.extend([0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 0, 0, 4]);
+            answer.extend(means);
+        }
+        answer
+    };
+    thread::spawn(move || {
+        let mut bytes = [0; 1500];
+        while let Ok((length, from)) = datagrams.recv_from(&mut bytes) {
+            let _ = datagrams.send_to(&answer(&bytes[..length]), from);
+        }
+    });
+    thread::spawn(move || {
+        for mut stream in listener.incoming().flatten() {
+            let mut length = [0; 2];
+            let _ = stream.read_exact(&mut length).and_then(|()| {
+                let mut question = vec![0; u16::from_be_bytes(length).into()];
+                stream.read_exact(&mut question)?;
+                let answer = answer(&question);
+                stream.write_all(&[&(answer.len() as u16).to_be_bytes()[..], &answer].concat())
+            });
+        }
+    });
+    Ok(())
+}
+
+/// Names are what the host's own resolver says, whatever becomes of that.
+#[test]
+fn names_are_the_hosts() -> Outcome {
+    guest_test(|suite| {
+        let (one, two) = (Ipv4Addr::new(127, 0, 0, 5), Ipv4Addr::new(127, 0, 0, 6));
+        if let Err(error) = name_server(one, [192, 0, 2, 1]).and_then(|()| name_server(two, [192, 0, 2, 2])) {
+            return skip(&format!("a name server of the test's own needs port 53 ({error})"));
+        }
+        let folder = tempfile::tempdir()?;
+        let resolv_conf = folder.path().join("resolv.conf");
+        fs::write(&resolv_conf, format!("nameserver {one}\n"))?;
+        let mut network = nat();
+        network.names = NameOptions { resolv_conf: resolv_conf.clone(), ..NameOptions::default() };
+        let vm = boot(suite, Kernel::Tuned).network(network).distro("a", &suite.debian).start()?;
+        assert_eq!(vm.machine().warnings(), [""; 0]);
+        let lookup = |name: &str| -> Result<String, Failure> {
+            vm.read("a", &format!("getent ahostsv4 {name} | awk 'NR == 1 {{print $1}}'"))
+        };
+        assert_eq!(lookup("a.example")?, "192.0.2.1");
+        assert_ne!(lookup("host.internal")?, "192.0.2.1", "it stands in /etc/hosts");
+
+        // The host's resolver changes, as with a VPN; a long answer's way.
+        fs::write(&resolv_conf, format!("nameserver {two}\nsearch corp.example\noptions use-vc\n"))?;
+        assert_eq!(lookup("a.example")?, "192.0.2.2");
+        until("the search domain is not known", || {
+            Ok(vm.read("a", "cat /etc/resolv.conf")?.contains("search corp.example"))
+        })?;
+        assert_eq!(lookup("a.example")?, "192.0.2.2", "by TCP");
+        // It dies, is not even named, and comes back.
+        fs::write(&resolv_conf, "nameserver 127.0.0.7\n")?;
+        assert_eq!(lookup("a.example")?, "");
+        fs::remove_file(&resolv_conf)?;
+        assert_eq!(lookup("a.example")?, "");
+        fs::write(&resolv_conf, format!("nameserver 127.0.0.7\nnameserver {one}\n"))?;
+        assert_eq!(lookup("a.example")?, "192.0.2.1");
         vm.power_off()
     })
 }

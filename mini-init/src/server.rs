@@ -209,6 +209,9 @@ impl Server {
             Command::Relay { token } => {
                 jobs::start(Purpose::Request(id), |mouth| network::relay::run(token, mouth))
             }
+            Command::Resolver { token, address } => {
+                jobs::start(Purpose::Request(id), |mouth| network::resolver::run(token, address, mouth))
+            }
             Command::Import(what) => jobs::start(Purpose::Request(id), |mouth| import::run(&what, mouth)),
             Command::Export(what) => launch::Devices::of(&what.root).and_then(|devices| {
                 self.unused(&devices)?;

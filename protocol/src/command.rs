@@ -1,5 +1,7 @@
 //! What the host asks of mini-init, and what mini-init tells.
 
+use std::net::Ipv4Addr;
+
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -81,6 +83,14 @@ pub enum Command {
     Relay {
         /// With which it connects.
         token: Token,
+    },
+    /// Give the loopback device this address, and pass what is asked of a name server there on to the host: answered with
+    /// [`Done::Nothing`] when it can be asked. It can as long as the connection with this token.
+    Resolver {
+        /// With which it connects.
+        token: Token,
+        /// Where it is asked, at port 53.
+        address: Ipv4Addr,
     },
 }
 

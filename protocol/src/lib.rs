@@ -15,12 +15,15 @@
 //!
 //! One stream is not bytes but frames: that of the relay for the host's loopback ([`Command::Relay`](command::Command::Relay)),
 //! on which the guest sends [`RelayEvent`](network::RelayEvent)s and the host [`RelayRequest`](network::RelayRequest)s.
+//! Another is that for the host's name servers ([`Command::Resolver`](command::Command::Resolver)), with
+//! [`Question`](network::Question)s and [`Answer`](network::Answer)s.
 //!
 //! The host takes `Command` and `Notify` once each, before any distribution runs. `Distribution` and `Stream` are proven
 //! by a [`Token`] which the host made up and told only the process that was to come back with it: any process in any
 //! distribution can open a vsock connection, and none of them can guess one.
 
 pub mod command;
+pub mod datagrams;
 pub mod frame;
 pub mod network;
 pub mod opening;

@@ -1,6 +1,9 @@
 //! The network: what the host tells mini-init of it, and the relay between the host's loopback and the VM's listeners.
 
-use std::net::{IpAddr, SocketAddr};
+use std::{
+    fmt,
+    net::{IpAddr, SocketAddr},
+};
 
 use serde::{Deserialize, Serialize};
 
@@ -50,6 +53,64 @@ pub struct Host {
     pub name: String,
 }
 
+/// How bytes travel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum Transport {
+    /// In a stream.
+    Tcp,
+    /// In datagrams; where they go over a stream of ours, as [`Datagrams`](crate::datagrams::Datagrams).
+    Udp,
+}
+
+/// One end of them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Endpoint {
+    /// How bytes get there.
+    pub transport: Transport,
+    /// Where it is.
+    pub address: SocketAddr,
+}
+
+impl Endpoint {
+    /// For TCP.
+    pub fn tcp(address: SocketAddr) -> Self {
+        Self { transport: Transport::Tcp, address }
+    }
+
+    /// For UDP.
+    pub fn udp(address: SocketAddr) -> Self {
+        Self { transport: Transport::Udp, address }
+    }
+}
+
+/// `127.0.0.1:80`, `127.0.0.1:53/udp`.
+impl fmt::Display for Endpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let transport = if self.transport == Transport::Udp { "/udp" } else { "" };
+        write!(f, "{}{transport}", self.address)
+    }
+}
+
+/// A question to a name server (RFC 1035, 4.1), by somebody in the VM.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Question {
+    /// For the answer.
+    pub id: u64,
+    /// How it was asked: an answer by UDP may be cut short, by TCP it may not.
+    pub transport: Transport,
+    /// The message as it is, without the length that TCP puts before it.
+    pub message: Vec<u8>,
+}
+
+/// What the host's name servers answered to a [`Question`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Answer {
+    /// [`Question::id`].
+    pub id: u64,
+    /// The message.
+    pub message: Vec<u8>,
+}
+
 /// What the relay in the VM tells.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum RelayEvent {
@@ -65,7 +126,7 @@ pub enum RelayEvent {
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Listener {
     /// Where: loopback, or everywhere (the unspecified address).
-    pub address: SocketAddr,
+    pub at: Endpoint,
     /// The distribution that it belongs to, by [`Launch::id`](crate::command::Launch::id), if it does.
     pub distribution: Option<u32>,
     /// The program's name, as far as it is known.
@@ -77,11 +138,12 @@ pub struct Listener {
 /// What the host asks of the relay.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum RelayRequest {
-    /// Connect there, and come back with the token; what comes on the one goes out on the other.
+    /// Connect there, and come back with the token; what comes on the one goes out on the other. With UDP the stream has
+    /// [`Datagrams`](crate::datagrams::Datagrams).
     Connect {
         /// For the stream's opening.
         token: Token,
         /// An address of the VM's.
-        to: SocketAddr,
+        to: Endpoint,
     },
 }

@@ -11,7 +11,10 @@ use undercroft_protocol::{
         Limits, Reclaim, ReclaimMode, Reply, Request, Root, Swap, Users,
     },
     frame::encode,
-    network::{Address, Host, Listener, Names, Network, RelayEvent, RelayRequest},
+    network::{
+        Address, Answer, Endpoint, Host, Listener, Names, Network, Question, RelayEvent, RelayRequest,
+        Transport,
+    },
     opening::{GuestHello, Mark},
     session::{Exec, ExitStatus, InitEvent, InitRequest, Program, StartError, Stdio, WindowSize},
 };
@@ -123,6 +126,7 @@ fn the_bytes_of_each_message() {
             }),
         ),
         ("relay", Command::Relay { token }),
+        ("resolver", Command::Resolver { token, address: [169, 254, 0, 53].into() }),
     ] {
         line(o, &format!("request {name}"), &Request { id: 5, command });
     }
@@ -153,12 +157,15 @@ fn the_bytes_of_each_message() {
     line(o, "event warning", &Event::Warning("w".into()));
     line(o, "event export", &Event::ExportProgress { archive: token, entries: 1, about: 2 });
 
-    let to = ([127, 0, 0, 1], 80).into();
-    let listener = Listener { address: to, distribution: Some(1), program: "httpd".into(), pid: Some(7) };
+    let to = Endpoint::tcp(([127, 0, 0, 1], 80).into());
+    let listener = Listener { at: to, distribution: Some(1), program: "httpd".into(), pid: Some(7) };
     line(o, "listening", &RelayEvent::Listening(vec![listener]));
     line(o, "refused", &RelayEvent::Refused(token));
     line(o, "relay warning", &RelayEvent::Warning("w".into()));
     line(o, "connect", &RelayRequest::Connect { token, to });
+    line(o, "connect udp", &RelayRequest::Connect { token, to: Endpoint::udp(to.address) });
+    line(o, "question", &Question { id: 3, transport: Transport::Udp, message: vec![1, 2] });
+    line(o, "answer", &Answer { id: 3, message: vec![1, 2] });
 
     let size = WindowSize { rows: 24, columns: 80 };
     let exec = |program, stdio| {

@@ -67,7 +67,9 @@ pub use export::{Compression, Exporting, NewFile, Target};
 pub use import::Archive;
 pub use kernel::{BOOT_MEMORY_MIB, machine_config};
 pub use machine::{Machine, MachineOptions, PowerOff, Stopper};
-pub use network::{NatOptions, NetworkMode, NetworkOptions, NetworkStatus, TapOptions};
+pub use network::{
+    NameOptions, NameServers, NatOptions, NetworkMode, NetworkOptions, NetworkStatus, TapOptions,
+};
 pub use session::{Control, Input, Output, Program, Relayed, Session, Steer, Steering, Streams};
 pub use signals::Signals;
 pub use store::Store;

@@ -36,7 +36,7 @@ const GIB: u64 = 1 << 30;
 const NO_DUMPS: &str = "crash dumps are files of the host's there; here a program's core goes where the distribution's own \
                         kernel.core_pattern settings and systemd-coredump put it";
 
-static KEYS: [Key; 49] = [
+static KEYS: [Key; 50] = [
     honoured(
         "wsl2",
         "kernel",
@@ -165,16 +165,19 @@ static KEYS: [Key; 49] = [
         "localhostForwarding",
         Kind::Bool,
         Default::Bool(true),
-        AtOnce,
+        MachineStart,
         "Whether what listens in a distribution is found at the host's localhost.",
     ),
-    honoured(
-        "wsl2",
-        "dnsProxy",
-        Kind::Bool,
-        Default::Bool(true),
-        MachineStart,
-        "Whether distributions ask the virtual network's own name server; without, they are told the host's.",
+    more(
+        honoured(
+            "wsl2",
+            "dnsProxy",
+            Kind::Bool,
+            Default::Bool(true),
+            MachineStart,
+            "Whether a name server on the host's own loopback is asked by an address of the virtual network's.",
+        ),
+        "It matters where `dnsTunneling` is off. Without either, distributions are told the host's name servers as they are.",
     ),
     more(
         honoured(
@@ -185,7 +188,9 @@ static KEYS: [Key; 49] = [
             MachineStart,
             "Whether names are looked up by the host itself.",
         ),
-        "What its VPN and its /etc/hosts know is then known in the distributions too.",
+        "Distributions ask an address of the virtual machine's, from where each question goes to the name servers that the \
+         host's /etc/resolv.conf has at that moment: what its VPN knows is known in the distributions too. Without, they \
+         ask those servers over the network.",
     ),
     meaningless(
         "wsl2",
@@ -359,8 +364,8 @@ static KEYS: [Key; 49] = [
         "ignoredPorts",
         Kind::Ports,
         Default::Unset("none"),
-        AtOnce,
-        "Ports that are not forwarded from the host's localhost.",
+        MachineStart,
+        "Ports, of TCP's and UDP's, that are not forwarded from the host's localhost.",
     ),
     honoured(
         "experimental",
@@ -380,6 +385,18 @@ static KEYS: [Key; 49] = [
             "How much swap the virtual machine has in its own memory, compressed; 0 is none.",
         ),
         "It is used before the swap file. Ours; WSL has no such key.",
+    ),
+    more(
+        honoured(
+            "undercroft",
+            "publish",
+            Kind::Published,
+            Default::Unset("none: only the host's localhost"),
+            MachineStart,
+            "Addresses of the host's where a port of the virtual machine is reached too, by everybody.",
+        ),
+        "It is there as long as something in a distribution listens at that port, on loopback or everywhere, and takes the \
+         place of localhost where it includes it. Ours; WSL has no such key.",
     ),
     honoured(
         SUBSECTION,
@@ -421,14 +438,14 @@ static KEYS: [Key; 49] = [
         "`own`: its root is nobody in the virtual machine and in other distributions. `shared`: its root is the virtual \
          machine's and can load modules, set up networks, and do as it likes with the other distributions.",
     ),
-    honoured(
+    not_yet(honoured(
         SUBSECTION,
         "network",
         NETWORK,
         Default::Text("shared"),
         DistributionStart,
         "Whether the distribution shares the virtual machine's network, or has interfaces and ports of its own.",
-    ),
+    )),
     honoured(
         SUBSECTION,
         "memory",

@@ -1,8 +1,9 @@
-//! The kernel says when somebody begins or ends to listen: a program of twenty instructions at the distributions' cgroup.
+//! The kernel says when somebody begins or ends to listen: programs of twenty instructions at the distributions' cgroup.
 //!
-//! It is called for every TCP socket of theirs (BPF_PROG_TYPE_SOCK_OPS, linux/bpf.h), and puts one empty record into a ring
-//! buffer when a socket goes into the state LISTEN or out of it. What is listened for is then read from /proc: the program
-//! is the bell and not the list, so that a bell that was missed costs nothing but time.
+//! One is called for every TCP socket of theirs (BPF_PROG_TYPE_SOCK_OPS, linux/bpf.h), and puts one empty record into a ring
+//! buffer when a socket goes into the state LISTEN or out of it. Another (BPF_PROG_TYPE_CGROUP_SOCK) does so when a datagram
+//! socket was bound, and when any of them is closed. What is listened for is then read from /proc: the programs are the bell
+//! and not the list, so that a bell that was missed costs nothing but time.
 #![allow(unsafe_code)]
 
 use std::{
@@ -17,10 +18,13 @@ use std::{
 const MAP_CREATE: libc::c_int = 0;
 const PROG_LOAD: libc::c_int = 5;
 const LINK_CREATE: libc::c_int = 28;
-/// BPF_MAP_TYPE_RINGBUF, BPF_PROG_TYPE_SOCK_OPS, BPF_CGROUP_SOCK_OPS.
+/// BPF_MAP_TYPE_RINGBUF; BPF_PROG_TYPE_SOCK_OPS and BPF_PROG_TYPE_CGROUP_SOCK.
 const RING_BUFFER: u32 = 27;
 const SOCK_OPS: u32 = 13;
-const AT_CGROUP: u32 = 3;
+const CGROUP_SOCK: u32 = 9;
+/// Where at a cgroup: BPF_CGROUP_SOCK_OPS; BPF_CGROUP_INET4_POST_BIND, INET6_POST_BIND and INET_SOCK_RELEASE.
+const AT_OPS: u32 = 3;
+const AT_DATAGRAMS: [u32; 3] = [12, 13, 34];
 
 /// Callbacks: BPF_SOCK_OPS_STATE_CB with the old state as its first argument, BPF_SOCK_OPS_TCP_LISTEN_CB; and the flag by
 /// which a socket asks for the former.
@@ -44,21 +48,39 @@ const fn instruction(code: u8, target: u8, source: u8, offset: i16, number: i32)
     [code, source << 4 | target, a, b, c, d, e, f]
 }
 
-/// The program, for a ring of this descriptor.
-fn program(ring: BorrowedFd<'_>) -> Vec<u8> {
-    const MOVE: u8 = 0xbf;
-    const SET: u8 = 0xb7;
-    const ADD: u8 = 0x07;
-    const LOAD: u8 = 0x61;
-    const STORE_NUMBER: u8 = 0x7a;
-    const IF_EQUAL: u8 = 0x15;
-    const IF_OTHER: u8 = 0x55;
-    const JUMP: u8 = 0x05;
-    const CALL: u8 = 0x85;
-    const EXIT: u8 = 0x95;
-    /// Two instructions; with 1 as the source register the number is a map's descriptor (BPF_PSEUDO_MAP_FD).
-    const LOAD_WIDE: u8 = 0x18;
+const MOVE: u8 = 0xbf;
+const SET: u8 = 0xb7;
+const ADD: u8 = 0x07;
+const LOAD: u8 = 0x61;
+const STORE_NUMBER: u8 = 0x7a;
+const IF_EQUAL: u8 = 0x15;
+const IF_OTHER: u8 = 0x55;
+const JUMP: u8 = 0x05;
+const CALL: u8 = 0x85;
+const EXIT: u8 = 0x95;
+/// Two instructions; with 1 as the source register the number is a map's descriptor (BPF_PSEUDO_MAP_FD).
+const LOAD_WIDE: u8 = 0x18;
+
+/// The end of each program: the bell, which is eight zeros in the ring of this descriptor; then, where those jump to who do
+/// not ring it, 1: go on.
+fn bell(ring: BorrowedFd<'_>) -> [[u8; 8]; 10] {
     [
+        instruction(STORE_NUMBER, 10, 0, -8, 0),
+        instruction(LOAD_WIDE, 1, 1, 0, ring.as_raw_fd()),
+        instruction(0, 0, 0, 0, 0),
+        instruction(MOVE, 2, 10, 0, 0),
+        instruction(ADD, 2, 0, 0, -8),
+        instruction(SET, 3, 0, 0, 8),
+        instruction(SET, 4, 0, 0, WAKE),
+        instruction(CALL, 0, 0, 0, OUTPUT),
+        instruction(SET, 0, 0, 0, 1),
+        instruction(EXIT, 0, 0, 0, 0),
+    ]
+}
+
+/// That for streams.
+fn streams(ring: BorrowedFd<'_>) -> Vec<u8> {
+    let begin = [
         instruction(MOVE, 6, 1, 0, 0),
         // struct bpf_sock_ops: which callback it is, then its arguments.
         instruction(LOAD, 2, 6, 0, 0),
@@ -71,20 +93,18 @@ fn program(ring: BorrowedFd<'_>) -> Vec<u8> {
         instruction(MOVE, 1, 6, 0, 0),
         instruction(SET, 2, 0, 0, STATE_FLAG),
         instruction(CALL, 0, 0, 0, SET_FLAGS),
-        // The bell: eight zeros.
-        instruction(STORE_NUMBER, 10, 0, -8, 0),
-        instruction(LOAD_WIDE, 1, 1, 0, ring.as_raw_fd()),
-        instruction(0, 0, 0, 0, 0),
-        instruction(MOVE, 2, 10, 0, 0),
-        instruction(ADD, 2, 0, 0, -8),
-        instruction(SET, 3, 0, 0, 8),
-        instruction(SET, 4, 0, 0, WAKE),
-        instruction(CALL, 0, 0, 0, OUTPUT),
-        // 1: go on.
-        instruction(SET, 0, 0, 0, 1),
-        instruction(EXIT, 0, 0, 0, 0),
-    ]
-    .concat()
+    ];
+    [&begin[..], &bell(ring)].concat().concat()
+}
+
+/// That for datagrams.
+fn datagrams(ring: BorrowedFd<'_>) -> Vec<u8> {
+    let begin = [
+        // struct bpf_sock: its third word is the type of socket.
+        instruction(LOAD, 2, 1, 8, 0),
+        instruction(IF_OTHER, 2, 0, 8, libc::SOCK_DGRAM),
+    ];
+    [&begin[..], &bell(ring)].concat().concat()
 }
 
 /// bpf(2)'s argument (union bpf_attr), of which these commands use less.
@@ -107,11 +127,28 @@ fn bpf(command: libc::c_int, attributes: &Attributes) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd as libc::c_int) })
 }
 
+/// Loads a program of this kind, and hangs it up at a cgroup as long as what this gives.
+fn hang(instructions: &[u8], kind: u32, place: u32, cgroup: &File) -> io::Result<OwnedFd> {
+    let mut attributes = [0; 128];
+    put(&mut attributes, 0, kind.to_ne_bytes());
+    put(&mut attributes, 4, (instructions.len() as u32 / 8).to_ne_bytes());
+    put(&mut attributes, 8, (instructions.as_ptr() as u64).to_ne_bytes());
+    put(&mut attributes, 16, (c"Dual MIT/GPL".as_ptr() as u64).to_ne_bytes());
+    put(&mut attributes, 48, *b"listen_bell");
+    put(&mut attributes, 68, place.to_ne_bytes());
+    let program = bpf(PROG_LOAD, &attributes)?;
+    let mut attributes = [0; 128];
+    put(&mut attributes, 0, program.as_raw_fd().to_ne_bytes());
+    put(&mut attributes, 4, cgroup.as_raw_fd().to_ne_bytes());
+    put(&mut attributes, 8, place.to_ne_bytes());
+    bpf(LINK_CREATE, &attributes)
+}
+
 /// The bell at a cgroup. It is gone when this is dropped.
 #[derive(Debug)]
 pub(super) struct Bell {
     ring: OwnedFd,
-    _link: OwnedFd,
+    _links: Vec<OwnedFd>,
     consumer: Page,
     producer: Page,
 }
@@ -124,24 +161,14 @@ impl Bell {
         put(&mut attributes, 12, RING.to_ne_bytes());
         let ring = bpf(MAP_CREATE, &attributes)?;
 
-        let instructions = program(ring.as_fd());
-        let mut attributes = [0; 128];
-        put(&mut attributes, 0, SOCK_OPS.to_ne_bytes());
-        put(&mut attributes, 4, (instructions.len() as u32 / 8).to_ne_bytes());
-        put(&mut attributes, 8, (instructions.as_ptr() as u64).to_ne_bytes());
-        put(&mut attributes, 16, (c"Dual MIT/GPL".as_ptr() as u64).to_ne_bytes());
-        put(&mut attributes, 48, *b"listen_bell");
-        let program = bpf(PROG_LOAD, &attributes)?;
-
         let cgroup = File::open(cgroup)?;
-        let mut attributes = [0; 128];
-        put(&mut attributes, 0, program.as_raw_fd().to_ne_bytes());
-        put(&mut attributes, 4, cgroup.as_raw_fd().to_ne_bytes());
-        put(&mut attributes, 8, AT_CGROUP.to_ne_bytes());
-        let link = bpf(LINK_CREATE, &attributes)?;
+        let mut links = vec![hang(&streams(ring.as_fd()), SOCK_OPS, AT_OPS, &cgroup)?];
+        for place in AT_DATAGRAMS {
+            links.push(hang(&datagrams(ring.as_fd()), CGROUP_SOCK, place, &cgroup)?);
+        }
         let consumer = Page::map(ring.as_fd(), 0, libc::PROT_READ | libc::PROT_WRITE)?;
         let producer = Page::map(ring.as_fd(), PAGE, libc::PROT_READ)?;
-        Ok(Self { ring, _link: link, consumer, producer })
+        Ok(Self { ring, _links: links, consumer, producer })
     }
 
     /// Silences it: what it rang for is dealt with.
@@ -202,12 +229,19 @@ mod tests {
     #[test]
     fn jumps_land_where_they_should() {
         let file = tempfile::tempfile().unwrap();
-        let program = program(file.as_fd());
-        let at = |n: usize| &program[8 * n..8 * n + 8];
-        let target = |n: usize| n + 1 + usize::from(u16::from_ne_bytes([at(n)[2], at(n)[3]]));
+        let at = |program: &[u8], n: usize| -> [u8; 8] { program[8 * n..8 * n + 8].try_into().unwrap() };
+        let target = |program: &[u8], n: usize| {
+            let instruction = at(program, n);
+            n + 1 + usize::from(u16::from_ne_bytes([instruction[2], instruction[3]]))
+        };
+        let ring = instruction(STORE_NUMBER, 10, 0, -8, 0);
+        let program = streams(file.as_fd());
         let out = program.len() / 8 - 2;
-        assert_eq!((target(3), target(5)), (out, out));
-        assert_eq!(at(target(2)), instruction(0xbf, 1, 6, 0, 0), "ask for the end");
-        assert_eq!(at(target(6)), instruction(0x7a, 10, 0, -8, 0), "ring");
+        assert_eq!((target(&program, 3), target(&program, 5)), (out, out));
+        assert_eq!(at(&program, target(&program, 2)), instruction(MOVE, 1, 6, 0, 0), "ask for the end");
+        assert_eq!(at(&program, target(&program, 6)), ring);
+        let program = datagrams(file.as_fd());
+        assert_eq!(target(&program, 1), program.len() / 8 - 2);
+        assert_eq!(at(&program, 2), ring);
     }
 }

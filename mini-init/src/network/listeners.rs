@@ -5,22 +5,25 @@ use std::{
     fs::{self, File},
     io::{BufRead, BufReader, Read},
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    ops::RangeInclusive,
     path::Path,
 };
 
-use undercroft_protocol::network::Listener;
+use undercroft_protocol::network::{Endpoint, Listener, Transport};
 
 /// As many as are told at most. A distribution can open more; the first ones count.
 const LISTENERS_MAX: usize = 512;
-/// The state LISTEN, as /proc/net/tcp has it.
+/// The state LISTEN, as /proc/net/tcp has it; and that of a datagram socket that takes what anybody sends (TCP_CLOSE: it
+/// is not connected).
 const LISTENING: &str = "0A";
+const UNCONNECTED: &str = "07";
 /// Bytes of those files that are looked at.
 const LENGTH_MAX: u64 = 1 << 20;
 
 /// A socket that listens, by its inode.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Socket {
-    address: SocketAddr,
+    at: Endpoint,
     inode: u64,
 }
 
@@ -42,13 +45,23 @@ impl Listeners {
     /// All that can be reached by loopback, in order.
     pub(super) fn read(&mut self) -> Vec<Listener> {
         let mut sockets = Vec::new();
-        for file in ["/proc/net/tcp", "/proc/net/tcp6"] {
-            // Without IPv6 there is only one.
+        for (file, transport) in [
+            ("/proc/net/tcp", Transport::Tcp),
+            ("/proc/net/tcp6", Transport::Tcp),
+            ("/proc/net/udp", Transport::Udp),
+            ("/proc/net/udp6", Transport::Udp),
+        ] {
+            // Without IPv6 there are only two.
             if let Ok(file) = File::open(file) {
-                sockets.extend(parse(BufReader::new(file.take(LENGTH_MAX))));
+                sockets.extend(parse(BufReader::new(file.take(LENGTH_MAX)), transport));
             }
         }
-        sockets.retain(|socket| is_reached_by_loopback(socket.address.ip()));
+        let range = fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").unwrap_or_default();
+        let passing = passing(&range);
+        sockets.retain(|socket| {
+            is_reached_by_loopback(socket.at.address.ip())
+                && (socket.at.transport == Transport::Tcp || !passing.contains(&socket.at.address.port()))
+        });
         sockets.truncate(LISTENERS_MAX);
         self.owners.retain(|inode, _| sockets.iter().any(|socket| socket.inode == *inode));
         if sockets.iter().any(|socket| !self.owners.contains_key(&socket.inode)) {
@@ -59,7 +72,7 @@ impl Listeners {
             .map(|socket| {
                 let owner = self.owners.get(&socket.inode);
                 Listener {
-                    address: socket.address,
+                    at: socket.at,
                     distribution: owner.map(|owner| owner.distribution),
                     program: owner.map_or_else(String::new, |owner| owner.program.clone()),
                     pid: owner.map(|owner| owner.pid),
@@ -67,8 +80,8 @@ impl Listeners {
             })
             .collect();
         // SO_REUSEPORT: several at one address are one.
-        all.sort_by_key(|listener| (listener.address, listener.pid));
-        all.dedup_by_key(|listener| listener.address);
+        all.sort_by_key(|listener| (listener.at, listener.pid));
+        all.dedup_by_key(|listener| listener.at);
         all
     }
 
@@ -116,20 +129,33 @@ fn inode(link: &Path) -> Option<u64> {
     link.to_str()?.strip_prefix("socket:[")?.strip_suffix(']')?.parse().ok()
 }
 
-/// The sockets that listen, of /proc/net/tcp or tcp6 (proc_net_tcp.rst). They come first in it.
-fn parse(file: impl BufRead) -> Vec<Socket> {
+/// The sockets that listen, of /proc/net/tcp or tcp6 (proc_net_tcp.rst), where they come first, or of udp or udp6, where
+/// they are among others.
+fn parse(file: impl BufRead, transport: Transport) -> Vec<Socket> {
     let mut sockets = Vec::new();
     for line in file.lines().skip(1).map_while(Result::ok) {
         let words: Vec<&str> = line.split_whitespace().collect();
         let [_, local, _, state, _, _, _, _, _, inode, ..] = words[..] else { break };
-        if state != LISTENING {
-            break;
+        match (transport, state) {
+            (Transport::Tcp, LISTENING) | (Transport::Udp, UNCONNECTED) => {}
+            (Transport::Tcp, _) => break,
+            (Transport::Udp, _) => continue,
         }
         if let (Some(address), Ok(inode)) = (address(local), inode.parse()) {
-            sockets.push(Socket { address, inode });
+            sockets.push(Socket { at: Endpoint { transport, address }, inode });
         }
     }
     sockets
+}
+
+/// The ports that the kernel gives to who asks for none (ip-sysctl.rst, ip_local_port_range). A datagram socket that has one
+/// is most likely not there to be found, but to ask somebody something: that one listens and one asks looks alike.
+fn passing(range: &str) -> RangeInclusive<u16> {
+    let mut numbers = range.split_whitespace().map_while(|word| word.parse().ok());
+    match (numbers.next(), numbers.next()) {
+        (Some(first), Some(last)) => first..=last,
+        _ => 32_768..=60_999,
+    }
 }
 
 /// `0100007F:1F90`: words of 32 bits as they lie in memory, read as numbers of this machine's; the port as a number.
@@ -162,10 +188,12 @@ mod tests {
             \x20  1: 0100007F:1F90 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 12 1 0 100 0 0 10 0\n\
             \x20  2: 0100007F:1F90 0100007F:9999 01 00000000:00000000 00:00000000 00000000     0        0 13 1 0 100 0 0 10 0\n\
             \x20  3: 0100007F:1F91 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 14 1 0 100 0 0 10 0\n";
-        let sockets = parse(text.as_bytes());
-        let seen: Vec<_> = sockets.iter().map(|socket| (socket.address.to_string(), socket.inode)).collect();
+        let seen = |transport| -> Vec<_> {
+            let sockets = parse(text.as_bytes(), transport);
+            sockets.iter().map(|socket| (socket.at.to_string(), socket.inode)).collect()
+        };
         assert_eq!(
-            seen,
+            seen(Transport::Tcp),
             [("0.0.0.0:80".into(), 11), ("127.0.0.1:8080".into(), 12)],
             "until the first other one"
         );
@@ -193,8 +221,8 @@ mod tests {
     fn one_of_this_process_is_found() {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
-        assert!(Listeners::default().read().iter().any(|listener| listener.address == address));
+        assert!(Listeners::default().read().iter().any(|listener| listener.at == Endpoint::tcp(address)));
         drop(listener);
-        assert!(!Listeners::default().read().iter().any(|listener| listener.address == address));
+        assert!(!Listeners::default().read().iter().any(|listener| listener.at == Endpoint::tcp(address)));
     }
 }

@@ -2,10 +2,12 @@
 //! loopback and what is listened for here.
 
 mod bpf;
+mod connection;
 mod listeners;
 pub(crate) mod names;
 mod netlink;
 pub(crate) mod relay;
+pub(crate) mod resolver;
 
 use std::{
     fs, io,

@@ -2,38 +2,31 @@
 //! connection that comes in there, one goes out here.
 //!
 //! It is a child of mini-init's, so that PID 1 never waits for it. One thread, one epoll, edge-triggered: each connection is
-//! two sockets and what is on its way between them ([`Splice`]), a bounded part of memory.
+//! two sockets and what is on its way between them ([`Connection`]), a bounded part of memory.
 
 use std::{
     collections::{HashMap, VecDeque},
-    fs,
-    fs::File,
-    io,
-    net::{Shutdown, SocketAddr, TcpStream},
-    os::fd::{AsFd, AsRawFd, OwnedFd},
+    fs, io,
+    os::fd::OwnedFd,
     time::{Duration, Instant},
 };
 
 use nix::{
     errno::Errno,
-    fcntl::{FcntlArg, OFlag, fcntl},
-    sys::{
-        epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout},
-        socket::{
-            AddressFamily, SockFlag, SockType, SockaddrIn, SockaddrIn6, connect, getsockopt, shutdown,
-            socket, sockopt,
-        },
-    },
+    sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout},
 };
 use undercroft_guest::{channel::Channel, host};
 use undercroft_protocol::{
     Opening, Token,
     command::{Done, Failure},
-    network::{Listener, RelayEvent, RelayRequest},
-    splice::Splice,
+    network::{Endpoint, Listener, RelayEvent, RelayRequest},
 };
 
-use super::{bpf::Bell, listeners::Listeners};
+use super::{
+    bpf::Bell,
+    connection::{Connection, Fate, Place},
+    listeners::Listeners,
+};
 use crate::{
     early::DISTRIBUTIONS,
     jobs::{Mouth, Word, system},
@@ -66,7 +59,7 @@ pub(crate) fn run(token: Token, mouth: &mut Mouth) -> Result<Done, Failure> {
 }
 
 /// Opens a stream to the host with a token.
-type Dial = Box<dyn Fn(Token) -> io::Result<OwnedFd> + Send>;
+pub(super) type Dial = Box<dyn Fn(Token) -> io::Result<OwnedFd> + Send>;
 
 struct Relay {
     dial: Dial,
@@ -84,28 +77,6 @@ struct Relay {
     next: u64,
     /// Those that had more than their turn.
     again: VecDeque<u64>,
-}
-
-/// A connection from the host's loopback to a listener.
-struct Connection {
-    token: Token,
-    local: TcpStream,
-    /// Once there is a local one.
-    host: Option<File>,
-    inwards: Splice,
-    outwards: Splice,
-    is_closed_inwards: bool,
-    is_closed_outwards: bool,
-    /// Which sides take nothing any more.
-    is_host_gone: bool,
-    is_local_gone: bool,
-}
-
-/// What becomes of a connection.
-enum Fate {
-    Waits,
-    Again,
-    Over,
 }
 
 impl Relay {
@@ -247,113 +218,35 @@ impl Relay {
         Ok(())
     }
 
-    fn connect(&mut self, token: Token, to: SocketAddr) -> io::Result<()> {
+    fn connect(&mut self, token: Token, to: Endpoint) -> io::Result<()> {
         if self.connections.len() >= CONNECTIONS_MAX {
             return Err(io::ErrorKind::ResourceBusy.into());
         }
-        let family = if to.is_ipv6() { AddressFamily::Inet6 } else { AddressFamily::Inet };
-        let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
-        let local = socket(family, SockType::Stream, flags, None)?;
-        let begun = match to {
-            SocketAddr::V4(to) => connect(local.as_raw_fd(), &SockaddrIn::from(to)),
-            SocketAddr::V6(to) => connect(local.as_raw_fd(), &SockaddrIn6::from(to)),
-        };
-        match begun {
-            Ok(()) | Err(Errno::EINPROGRESS) => {}
-            Err(error) => return Err(error.into()),
-        }
         let id = self.next;
         self.next += 1;
-        self.epoll.add(&local, EpollEvent::new(edges(), FIRST + 2 * id))?;
-        let connection = Connection {
-            token,
-            local: local.into(),
-            host: None,
-            inwards: Splice::default(),
-            outwards: Splice::default(),
-            is_closed_inwards: false,
-            is_closed_outwards: false,
-            is_host_gone: false,
-            is_local_gone: false,
-        };
+        let connection = Connection::begin(token, to, &self.dial, &place(&self.epoll, id))?;
         self.connections.insert(id, connection);
+        self.advance(id);
         Ok(())
     }
 
     /// Goes on with a connection; one that has ended meanwhile is no more.
     fn advance(&mut self, id: u64) {
         let Some(connection) = self.connections.get_mut(&id) else { return };
-        let fate = if connection.host.is_some() {
-            connection.advance()
-        } else {
-            match connection.answer(&self.dial, &self.epoll, id) {
-                Ok(true) => connection.advance(),
-                Ok(false) => Ok(Fate::Waits),
-                Err(_) => {
-                    // A host that does not hear it waits in vain for a while.
-                    let _ = self.channel.send(&RelayEvent::Refused(connection.token));
-                    Ok(Fate::Over)
-                }
-            }
-        };
-        match fate {
-            Ok(Fate::Waits) => {}
-            Ok(Fate::Again) => self.again.push_back(id),
+        match connection.advance(&self.dial, &place(&self.epoll, id)) {
+            Ok(Fate::Waits) => return,
+            Ok(Fate::Again) => return self.again.push_back(id),
+            // A host that does not hear it waits in vain for a while.
+            Err(Some(token)) => drop(self.channel.send(&RelayEvent::Refused(token))),
             // What one side has broken off, the other sees end.
-            Ok(Fate::Over) | Err(_) => drop(self.connections.remove(&id)),
+            Ok(Fate::Over) | Err(None) => {}
         }
+        self.connections.remove(&id);
     }
 }
 
-impl Connection {
-    /// Comes back to the host, if the listener has taken the connection; whether it has.
-    fn answer(&mut self, dial: &Dial, epoll: &Epoll, id: u64) -> io::Result<bool> {
-        match getsockopt(&self.local, sockopt::SocketError)? {
-            0 => {}
-            error => return Err(io::Error::from_raw_os_error(error)),
-        }
-        if self.local.peer_addr().is_err() {
-            return Ok(false);
-        }
-        let _ = self.local.set_nodelay(true);
-        let host = dial(self.token)?;
-        let flags = OFlag::from_bits_retain(fcntl(&host, FcntlArg::F_GETFL)?);
-        fcntl(&host, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK))?;
-        epoll.add(&host, EpollEvent::new(edges(), FIRST + 2 * id + 1))?;
-        self.host = Some(host.into());
-        Ok(true)
-    }
-
-    /// A side is gone for both directions.
-    fn lose(&mut self, is_host: bool) {
-        *(if is_host { &mut self.is_host_gone } else { &mut self.is_local_gone }) = true;
-    }
-
-    /// Moves what can be moved, and passes on that a side has ended.
-    fn advance(&mut self) -> io::Result<Fate> {
-        let Some(host) = &self.host else { return Ok(Fate::Waits) };
-        let again = self.inwards.advance(host, &self.local)? | self.outwards.advance(&self.local, host)?;
-        if self.inwards.is_done() && !self.is_closed_inwards {
-            self.is_closed_inwards = true;
-            self.local.shutdown(Shutdown::Write)?;
-        }
-        if self.outwards.is_done() && !self.is_closed_outwards {
-            self.is_closed_outwards = true;
-            shutdown(host.as_fd().as_raw_fd(), nix::sys::socket::Shutdown::Write)?;
-        }
-        // Also when all that one side had was passed on, and it takes nothing more.
-        let is_over = self.is_closed_inwards && (self.is_closed_outwards || self.is_host_gone)
-            || self.is_closed_outwards && self.is_local_gone;
-        Ok(match (is_over, again) {
-            (true, _) => Fate::Over,
-            (false, true) => Fate::Again,
-            (false, false) => Fate::Waits,
-        })
-    }
-}
-
-fn edges() -> EpollFlags {
-    EpollFlags::EPOLLIN | EpollFlags::EPOLLOUT | EpollFlags::EPOLLRDHUP | EpollFlags::EPOLLET
+fn place(epoll: &Epoll, id: u64) -> Place<'_> {
+    Place { epoll, token: FIRST + 2 * id }
 }
 
 /// Whether a distribution runs.
@@ -366,13 +259,13 @@ fn is_anything_running() -> bool {
 mod tests {
     use std::{
         io::{Read, Write},
-        net::TcpListener,
+        net::{Shutdown, SocketAddr, TcpListener, UdpSocket},
         os::unix::net::UnixStream,
         sync::mpsc::{Receiver, channel},
         thread::{self, JoinHandle},
     };
 
-    use undercroft_protocol::{read_frame, write_frame};
+    use undercroft_protocol::{datagrams::Datagrams, read_frame, write_frame};
 
     use super::*;
 
@@ -410,7 +303,7 @@ mod tests {
         fn until(&mut self, address: SocketAddr, is_there: bool) {
             loop {
                 if let RelayEvent::Listening(all) = self.event()
-                    && all.iter().any(|listener| listener.address == address) == is_there
+                    && all.iter().any(|listener| listener.at == Endpoint::tcp(address)) == is_there
                 {
                     return;
                 }
@@ -418,6 +311,7 @@ mod tests {
         }
 
         fn connect(&mut self, token: Token, to: SocketAddr) {
+            let to = Endpoint::tcp(to);
             write_frame(&mut self.channel, &RelayRequest::Connect { token, to }).unwrap();
         }
     }
@@ -463,6 +357,42 @@ mod tests {
         drop(host.streams.recv().unwrap());
         assert_eq!(local.read(&mut [0]).unwrap(), 0);
         drop(host.channel);
+        host.relay.join().unwrap().unwrap();
+    }
+
+    #[test]
+    fn datagrams_go_both_ways_until_the_host_ends_the_flow() {
+        let mut host = Host::new();
+        let server = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let to = Endpoint::udp(server.local_addr().unwrap());
+        let token = Token([9; 16]);
+        write_frame(&mut host.channel, &RelayRequest::Connect { token, to }).unwrap();
+        let (came, stream) = host.streams.recv().unwrap();
+        assert_eq!(came, token);
+        let mut datagrams = Datagrams::default();
+        for question in [&b"one"[..], b"", &[7; 9000]] {
+            assert!(datagrams.send(&stream, question).unwrap());
+            let mut bytes = [0; 10_000];
+            let (length, from) = server.recv_from(&mut bytes).unwrap();
+            assert!(bytes[..length] == *question);
+            server.send_to(&bytes[..length], from).unwrap();
+            let mut answers = Vec::new();
+            stream.set_nonblocking(true).unwrap();
+            while answers.is_empty() {
+                datagrams.receive(&stream, |answer| answers.push(answer.to_vec())).unwrap();
+            }
+            assert!(answers == [question]);
+        }
+        // Nobody there any more: that is no reason to end.
+        drop(server);
+        for _ in 0..3 {
+            datagrams.send(&stream, b"lost").unwrap();
+        }
+        let again = UdpSocket::bind(to.address).unwrap();
+        datagrams.send(&stream, b"found").unwrap();
+        let mut bytes = [0; 16];
+        while again.recv(&mut bytes).unwrap() != 5 {}
+        drop((stream, host.channel));
         host.relay.join().unwrap().unwrap();
     }
 }

@@ -5,6 +5,9 @@
 //! host's own loopback.
 
 mod addresses;
+mod flows;
+mod lookup;
+mod names;
 mod passt;
 mod peer;
 pub mod ports;
@@ -14,32 +17,29 @@ mod resolver;
 use std::{
     fmt,
     net::IpAddr,
-    os::{
-        fd::{AsFd, OwnedFd},
-        unix::net::UnixStream,
-    },
+    os::fd::{AsFd, OwnedFd},
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
-    thread::JoinHandle,
     time::Duration,
 };
 
 use undercroft_protocol::{
     command::{Command, Done},
-    network::{Address, Host, Names, Network as Card},
+    network::{Address, Endpoint, Network as Card},
 };
 use undercroft_vmm::config::{MacAddress, NetBackend, NetConfig};
 
 use crate::{
     board::Board,
     error::Result,
-    guest::{Guest, Pending, spawn, wrong},
+    guest::{Guest, Pending, wrong},
     vmm::{Control, Vmm},
 };
 use addresses::Addresses;
+use names::{NameKeeper, Servers};
 use passt::{Passt, State};
 use ports::{Port, Ports};
-use resolver::{RESOLV_CONF, Resolver};
+use resolver::RESOLV_CONF;
 
 /// The name by which distributions call the host.
 pub const HOST_NAME: &str = "host.internal";
@@ -56,6 +56,39 @@ pub struct NetworkOptions {
     pub localhost: bool,
     /// Ports that are left alone in this.
     pub ignored_ports: Vec<u16>,
+    /// Where else on the host a port is reached, by everybody, as long as it is listened for inside. Without
+    /// [`localhost`](Self::localhost) nothing is.
+    pub published: Vec<Endpoint>,
+    /// How names are looked up, where there is a way to the world.
+    pub names: NameOptions,
+    /// The card's address; one that is made up otherwise.
+    pub mac: Option<MacAddress>,
+}
+
+/// How distributions look names up.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NameOptions {
+    /// Whom they ask.
+    pub servers: NameServers,
+    /// The host's resolv.conf.
+    pub resolv_conf: PathBuf,
+}
+
+/// Whom distributions ask for names.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NameServers {
+    /// An address of the VM's, from where the host itself is asked over vsock: it asks its own.
+    Host,
+    /// The host's name servers, but for those on its loopback: these by an address that passt forwards.
+    Forwarded,
+    /// The host's name servers, as they are called there.
+    Named,
+}
+
+impl Default for NameOptions {
+    fn default() -> Self {
+        Self { servers: NameServers::Host, resolv_conf: RESOLV_CONF.into() }
+    }
 }
 
 /// How the VM reaches the world.
@@ -151,7 +184,11 @@ impl Plan {
             NetworkMode::Tap(tap) => (tap.mtu, NetBackend::Tap),
             _ => return None,
         };
-        Some(NetConfig { mtu, backend, ..NetConfig::default() })
+        Some(NetConfig { mtu, backend, mac: self.mac() })
+    }
+
+    fn mac(&self) -> MacAddress {
+        self.options.mac.unwrap_or(NetConfig::default().mac)
     }
 
     /// Starts what there is on the host's side, for a VMM that was just started. `folder` is for logs.
@@ -203,19 +240,21 @@ impl Network {
             _ => (0, Vec::new(), Vec::new()),
         };
         if !addresses.is_empty() {
-            let MacAddress(mac) = NetConfig::default().mac;
+            let MacAddress(mac) = self.plan.mac();
             let card = Card { mac, mtu, addresses, gateways };
             *self.card.lock().unwrap_or_else(PoisonError::into_inner) =
                 Some(guest.send(Command::Network(card))?);
             let forwarder = nat.then(|| self.plan.addresses.resolver().into());
+            let servers = Servers::start(guest, &self.plan.options.names, forwarder);
             let host = match &self.plan.options.mode {
                 NetworkMode::Nat(nat) if nat.host_loopback => Some(self.plan.addresses.gateway().into()),
                 _ => None,
             };
-            self.names = Some(NameKeeper::start(guest, forwarder, self.plan.addresses.ipv6, host)?);
+            self.names = Some(NameKeeper::start(guest, servers, self.plan.addresses.ipv6, host)?);
         }
         if self.plan.options.localhost {
-            self.ports = Some(Ports::start(guest, self.plan.options.ignored_ports.clone())?);
+            let options = &self.plan.options;
+            self.ports = Some(Ports::start(guest, options.ignored_ports.clone(), options.published.clone())?);
         }
         Ok(())
     }
@@ -258,90 +297,5 @@ impl Network {
 
     pub(crate) fn passt_pid(&self) -> Option<u32> {
         self.passt.as_ref().and_then(Passt::pid)
-    }
-}
-
-/// Keeps the guest's names to what the host's are.
-struct NameKeeper {
-    told: Arc<Told>,
-    /// Its closing ends the thread.
-    end: Option<UnixStream>,
-    thread: Option<JoinHandle<()>>,
-}
-
-struct Told {
-    guest: Arc<Guest>,
-    forwarder: Option<IpAddr>,
-    ipv6: bool,
-    hosts: Mutex<Vec<Host>>,
-    last: Mutex<Names>,
-}
-
-impl Told {
-    /// Tells the guest, if there is something else to tell.
-    fn tell(&self) -> Result<()> {
-        let resolver = Resolver::read(Path::new(RESOLV_CONF));
-        let nameservers = match self.forwarder {
-            Some(forwarder) => resolver.nameservers_for_guest(forwarder, self.ipv6),
-            None => resolver.nameservers.clone(),
-        };
-        let hosts = self.hosts.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let names = Names { nameservers, search: resolver.search, options: resolver.options, hosts };
-        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
-        if *last != names {
-            let command = Command::Names(names.clone());
-            self.guest.ask_nothing("take names", command, self.guest.limit(10))?;
-            *last = names;
-        }
-        Ok(())
-    }
-}
-
-impl NameKeeper {
-    fn start(
-        guest: &Arc<Guest>,
-        forwarder: Option<IpAddr>,
-        ipv6: bool,
-        host: Option<IpAddr>,
-    ) -> Result<Self> {
-        let hosts = host.map(|address| Host { address, name: HOST_NAME.into() }).into_iter().collect();
-        let told = Arc::new(Told {
-            guest: guest.clone(),
-            forwarder,
-            ipv6,
-            hosts: Mutex::new(hosts),
-            last: Mutex::default(),
-        });
-        told.tell()?;
-        let pair = UnixStream::pair();
-        let (end, watched) =
-            pair.map_err(|source| crate::Error::System { what: "make a pair of sockets", source })?;
-        let teller = told.clone();
-        let thread = spawn("names", move || {
-            // A guest that is gone is told of elsewhere; a host that cannot be watched is as it was.
-            let _ = resolver::watch(Path::new(RESOLV_CONF), &watched, || drop(teller.tell()));
-        })?;
-        Ok(Self { told, end: Some(end), thread: Some(thread) })
-    }
-
-    /// All distributions share the VM's loopback.
-    fn add(&self, name: &str) -> Result<()> {
-        let mut hosts = self.told.hosts.lock().unwrap_or_else(PoisonError::into_inner);
-        if hosts.iter().any(|host| host.name == name) {
-            return Ok(());
-        }
-        hosts.push(Host { address: std::net::Ipv4Addr::LOCALHOST.into(), name: name.into() });
-        drop(hosts);
-        self.told.tell()
-    }
-}
-
-impl Drop for NameKeeper {
-    fn drop(&mut self) {
-        drop(self.end.take());
-        if let Some(thread) = self.thread.take() {
-            // A panic of it was printed.
-            let _ = thread.join();
-        }
     }
 }

@@ -6,6 +6,7 @@ use std::{
 };
 
 use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, send, socket};
+use undercroft_protocol::network::Transport;
 
 /// Bytes of a netlink message's header (struct nlmsghdr), and of a request (struct inet_diag_req_v2, linux/inet_diag.h).
 const HEADER: usize = 16;
@@ -13,8 +14,9 @@ const REQUEST: usize = 56;
 /// SOCK_DIAG_BY_FAMILY, NLM_F_REQUEST.
 const BY_FAMILY: u16 = 20;
 const FLAGS: u16 = 1;
-/// IPPROTO_TCP; every state of a socket; any socket of these addresses.
+/// IPPROTO_TCP, IPPROTO_UDP; every state of a socket; any socket of these addresses.
 const TCP: u8 = 6;
+const UDP: u8 = 17;
 const STATES: u32 = u32::MAX;
 const ANY_COOKIE: [u8; 8] = [0xff; 8];
 /// AF_INET, AF_INET6.
@@ -23,29 +25,41 @@ const INET6: u8 = 10;
 /// Where an answer (struct inet_diag_msg) says whose the socket is.
 const UID: usize = HEADER + 64;
 
-/// The user whose socket is at `peer` and connected with `local`; nothing where the kernel does not tell.
-pub(super) fn user(peer: SocketAddr, local: SocketAddr) -> Option<u32> {
+/// Whether who speaks from `peer` to `local` may: what runs in the VM is this user's, who has asked for it to be reached by
+/// this user (and by root, who reaches everything). Where the kernel does not tell who it is, everybody may.
+pub(super) fn is_welcome(transport: Transport, peer: SocketAddr, local: SocketAddr) -> bool {
+    user(transport, peer, local).is_none_or(|user| user == 0 || user == nix::unistd::geteuid().as_raw())
+}
+
+/// The user whose socket is at `peer` and speaks to `local`; nothing where the kernel does not tell.
+fn user(transport: Transport, peer: SocketAddr, local: SocketAddr) -> Option<u32> {
     let flags = SockFlag::SOCK_CLOEXEC;
     let socket =
         socket(AddressFamily::Netlink, SockType::Datagram, flags, SockProtocol::NetlinkSockDiag).ok()?;
-    send(socket.as_raw_fd(), &request(peer, local), MsgFlags::empty()).ok()?;
+    send(socket.as_raw_fd(), &request(transport, peer, local), MsgFlags::empty()).ok()?;
     let mut answer = [0; 1024];
     let count = recv(socket.as_raw_fd(), &mut answer, MsgFlags::empty()).ok()?;
     uid(&answer[..count])
 }
 
-fn request(peer: SocketAddr, local: SocketAddr) -> Vec<u8> {
+fn request(transport: Transport, peer: SocketAddr, local: SocketAddr) -> Vec<u8> {
+    // That of UDP is looked for as by a packet that comes from the first to the second (udp_dump_one, net/ipv4/udp_diag.c:
+    // "swapped for historical reasons").
+    let (protocol, first, second) = match transport {
+        Transport::Tcp => (TCP, peer, local),
+        Transport::Udp => (UDP, local, peer),
+    };
     let mut bytes = Vec::with_capacity(HEADER + REQUEST);
     bytes.extend(((HEADER + REQUEST) as u32).to_ne_bytes());
     bytes.extend(BY_FAMILY.to_ne_bytes());
     bytes.extend(FLAGS.to_ne_bytes());
     bytes.extend([0; 8]);
-    bytes.extend([if peer.is_ipv6() { INET6 } else { INET }, TCP, 0, 0]);
+    bytes.extend([if peer.is_ipv6() { INET6 } else { INET }, protocol, 0, 0]);
     bytes.extend(STATES.to_ne_bytes());
-    bytes.extend(peer.port().to_be_bytes());
-    bytes.extend(local.port().to_be_bytes());
-    bytes.extend(octets(peer.ip()));
-    bytes.extend(octets(local.ip()));
+    bytes.extend(first.port().to_be_bytes());
+    bytes.extend(second.port().to_be_bytes());
+    bytes.extend(octets(first.ip()));
+    bytes.extend(octets(second.ip()));
     bytes.extend([0; 4]);
     bytes.extend(ANY_COOKIE);
     bytes
@@ -72,7 +86,7 @@ fn uid(answer: &[u8]) -> Option<u32> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::net::{TcpListener, TcpStream};
+    use std::net::{TcpListener, TcpStream, UdpSocket};
 
     #[test]
     fn an_own_connection_is_ones_own() {
@@ -80,9 +94,14 @@ mod tests {
         let local = listener.local_addr().unwrap();
         let client = TcpStream::connect(local).unwrap();
         // Where the kernel has no sock_diag it tells nothing; never somebody else.
-        let told = user(client.local_addr().unwrap(), local);
+        let told = user(Transport::Tcp, client.local_addr().unwrap(), local);
         assert!(told.is_none_or(|user| user == nix::unistd::geteuid().as_raw()), "{told:?}");
-        assert_eq!(user(([127, 0, 0, 1], 1).into(), local), None);
+        assert_eq!(user(Transport::Tcp, ([127, 0, 0, 1], 1).into(), local), None);
+        let [client, server] = [(); 2].map(|()| UdpSocket::bind("127.0.0.1:0").unwrap());
+        let (peer, local) = (client.local_addr().unwrap(), server.local_addr().unwrap());
+        let told = user(Transport::Udp, peer, local);
+        assert!(told.is_none_or(|user| user == nix::unistd::geteuid().as_raw()), "{told:?}");
+        assert!(is_welcome(Transport::Udp, peer, local));
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::{
     collections::HashSet,
     io,
-    net::{Shutdown, SocketAddr, TcpStream},
+    net::{Shutdown, TcpStream},
     os::{fd::AsFd, unix::net::UnixStream},
     sync::{
         Arc, Mutex, PoisonError,
@@ -14,7 +14,12 @@ use std::{
 };
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use undercroft_protocol::{Token, network::RelayRequest, splice::Splice, write_frame};
+use undercroft_protocol::{
+    Token,
+    network::{Endpoint, RelayRequest, Transport},
+    splice::Splice,
+    write_frame,
+};
 
 use super::peer;
 use crate::{board::Board, door::Expected};
@@ -78,13 +83,13 @@ impl Relay {
         });
     }
 
-    /// Takes a connection that has come in, and connects it with `to` in the VM.
-    pub(super) fn connect(self: &Arc<Self>, outside: TcpStream, to: SocketAddr) {
+    /// Takes a connection that has come in, and connects it with `to` in the VM; only this user's, unless it is `for_all`.
+    pub(super) fn connect(self: &Arc<Self>, outside: TcpStream, to: Endpoint, for_all: bool) {
         self.count.fetch_add(1, Ordering::AcqRel);
         let relay = self.clone();
         let started = thread::Builder::new().name("localhost".into()).stack_size(STACK).spawn(move || {
             // Whatever went wrong, both sides see their connection end.
-            let _ = relay.run(&outside, to);
+            let _ = relay.run(&outside, to, for_all);
             relay.count.fetch_sub(1, Ordering::AcqRel);
         });
         if started.is_err() {
@@ -92,13 +97,19 @@ impl Relay {
         }
     }
 
-    fn run(&self, outside: &TcpStream, to: SocketAddr) -> io::Result<()> {
-        // What runs in the VM is this user's, who has asked for it to be reached by this user (and by root, who reaches
-        // everything).
-        let user = peer::user(outside.peer_addr()?, outside.local_addr()?);
-        if user.is_some_and(|user| user != 0 && user != nix::unistd::geteuid().as_raw()) {
+    fn run(&self, outside: &TcpStream, to: Endpoint, for_all: bool) -> io::Result<()> {
+        if !for_all && !peer::is_welcome(Transport::Tcp, outside.peer_addr()?, outside.local_addr()?) {
             return Err(io::ErrorKind::PermissionDenied.into());
         }
+        let inside = self.reach(to)?;
+        outside.set_nonblocking(true)?;
+        inside.set_nonblocking(true)?;
+        let _ = outside.set_nodelay(true);
+        pass(outside, &inside)
+    }
+
+    /// A stream that the relay in the VM passes on to there.
+    pub(super) fn reach(&self, to: Endpoint) -> io::Result<UnixStream> {
         let expected = Expected::new(&self.board).map_err(io::Error::other)?;
         let token = expected.token();
         if !self.wire.say(&RelayRequest::Connect { token, to }) {
@@ -111,12 +122,7 @@ impl Relay {
             let refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner).remove(&token);
             refused.then_some(Ok(None))
         });
-        let inside = inside.ok().flatten().ok_or(io::ErrorKind::ConnectionRefused)?;
-        drop(expected);
-        outside.set_nonblocking(true)?;
-        inside.set_nonblocking(true)?;
-        let _ = outside.set_nodelay(true);
-        pass(outside, &inside)
+        inside.ok().flatten().ok_or_else(|| io::ErrorKind::ConnectionRefused.into())
     }
 }
 

@@ -6,6 +6,7 @@ use std::{
 };
 
 use undercroft_config::NetworkingMode;
+use undercroft_protocol::network::{Endpoint, Transport};
 use undercroft_vmm::probe::{Verdict, probe};
 
 use super::{
@@ -16,7 +17,7 @@ use super::{
     state::{Host, On, Service},
 };
 use crate::{
-    Cause, Machine, MachineOptions, NatOptions, NetworkMode, NetworkOptions,
+    Cause, Machine, MachineOptions, NameOptions, NameServers, NatOptions, NetworkMode, NetworkOptions,
     error::{Error, Result},
     guest::spawn,
     machine_config,
@@ -151,7 +152,24 @@ fn network(settings: &Settings) -> NetworkOptions {
         }),
     };
     let localhost = host.localhost_forwarding && host.networking_mode != NetworkingMode::None;
-    NetworkOptions { mode, localhost, ignored_ports: host.ignored_ports.clone() }
+    let published = host.publish.iter().map(|one| {
+        let transport = if one.is_udp { Transport::Udp } else { Transport::Tcp };
+        Endpoint { transport, address: one.address }
+    });
+    let servers = match (host.dns_tunneling, host.dns_proxy) {
+        (true, _) => NameServers::Host,
+        (false, true) => NameServers::Forwarded,
+        (false, false) => NameServers::Named,
+    };
+    NetworkOptions {
+        mode,
+        localhost,
+        ignored_ports: host.ignored_ports.clone(),
+        published: published.collect(),
+        names: NameOptions { servers, ..NameOptions::default() },
+        // It was looked at when it was read.
+        mac: host.mac_address.as_deref().and_then(|mac| mac.parse().ok()),
+    }
 }
 
 /// An error that says how the machine ended, if it has.

@@ -1,0 +1,109 @@
+//! Scenes 6 and 7 of the article (`notes/scenes.md`), through the product's command line: a web server comes from the package
+//! registry, systemd starts it, the machine that runs the VMM gets its page, and nothing listens there once it is left alone.
+//!
+//! The registry is the one that this machine's apt has its packages from, by the proxies that it is told to use.
+
+use std::{
+    fs,
+    process::{Command, Output},
+};
+
+use undercroft_harness::{
+    outcome::{Failure, Outcome, skip},
+    product::Product,
+    vm::{Kernel, guest_test},
+};
+
+const CONFIGURATION: &str =
+    "memory=1GB\nprocessors=1\nswap=0\nvmIdleTimeout=20000\n[general]\ninstanceIdleTimeout=20000\n";
+
+/// The archive of security updates only, a hundredth of all lists, if there is one, since a lab reads them slowly; no
+/// translations, and what a package depends on but nothing that it would like.
+const INSTALL: &str = "set -e
+cd /etc/apt
+if grep -q security sources.list; then sed -i '/security/!d' sources.list; fi
+apt-get -q -o Acquire::Languages=none update
+apt-get -q -y --no-install-recommends install nginx
+echo '<p>a page of our own' > /var/www/html/index.html
+systemctl is-active nginx";
+
+fn run(program: &str, arguments: &[&str]) -> Result<Output, Failure> {
+    Command::new(program).args(arguments).output().map_err(|error| {
+        Failure::Harness(format!(
+            "{program}: {error}; this test wants the programs of a Debian's apt and curl"
+        ))
+    })
+}
+
+/// Whether a registry's file is to be had from this machine, as its apt would get it; why not, otherwise.
+fn answers(product: &Product) -> Result<Result<(), String>, Failure> {
+    let targets = run("apt-get", &["indextargets", "--format", "$(REPO_URI)dists/$(RELEASE)/InRelease"])?;
+    let targets = String::from_utf8_lossy(&targets.stdout).into_owned();
+    let Some(first) = targets.lines().next() else {
+        return Ok(Err("this machine's apt has no registry".into()));
+    };
+    let file = product.folder().join("InRelease").display().to_string();
+    let options =
+        ["-o", "APT::Sandbox::User=root", "-o", "Acquire::Retries=0", "-o", "Acquire::http::Timeout=20"];
+    let fetched = run("/usr/lib/apt/apt-helper", &[&options[..], &["download-file", first, &file]].concat())?;
+    Ok(if fetched.status.success() { Ok(()) } else { Err("the package registry does not answer".into()) })
+}
+
+/// This machine's own way to the registry, for a distribution's apt.
+fn proxies() -> Result<String, Failure> {
+    let all = run("apt-config", &["dump"])?;
+    let all = String::from_utf8_lossy(&all.stdout).into_owned();
+    Ok(all.lines().filter(|line| line.contains("::Proxy ")).map(|line| format!("{line}\n")).collect())
+}
+
+/// What a person types; its status and what it prints.
+fn curl(product: &Product) -> Result<(Option<i32>, String), Failure> {
+    let page = product.folder().join("page");
+    let _ = fs::remove_file(&page);
+    let to = page.display().to_string();
+    let status =
+        run("curl", &["-sS", "--noproxy", "*", "--max-time", "60", "-o", &to, "http://localhost"])?.status;
+    Ok((status.code(), fs::read_to_string(page).unwrap_or_default()))
+}
+
+/// curl's status for a connection that is refused.
+const REFUSED: Option<i32> = Some(7);
+
+#[test]
+fn a_web_server_from_the_registry() -> Outcome {
+    guest_test(|suite| {
+        let one = Product::new(suite, Kernel::Tuned, CONFIGURATION)?;
+        if let Err(reason) = answers(&one)? {
+            return skip(&reason);
+        }
+        assert_eq!(curl(&one)?.0, REFUSED, "something else listens on port 80 of this machine");
+        one.say(&format!("import deb {}", suite.debian.display()))?;
+        let prepare = "printf '[boot]\\nsystemd=true\\ninitTimeout=500000\\n' > /etc/wsl.conf; \
+            cat > /etc/apt/apt.conf.d/90proxies";
+        let mut child = one.command(["run", "deb", "/bin/sh", "-c", prepare]);
+        let proxies = proxies()?;
+        let file = one.folder().join("proxies");
+        fs::write(&file, proxies)?;
+        let status = child.stdin(fs::File::open(file)?).status()?;
+        assert!(status.success());
+        one.say("terminate deb")?;
+
+        // Scene 6.
+        let said = one.sh("deb", INSTALL)?;
+        assert_eq!(said.lines().last(), Some("active"), "{said}");
+        let inside = one.sh("deb", "cat /var/www/html/index.html")?;
+        one.until("the page comes", || Ok(curl(&one)? == (Some(0), format!("{inside}\n"))))?;
+        let ports = one.say("ports")?;
+        assert!(ports.contains("nginx") && ports.contains("deb"), "{ports}");
+
+        // Scene 7.
+        one.until("it stops, although systemd runs a server", || Ok(one.state("deb")? != "running"))?;
+        one.until("nothing listens", || Ok(curl(&one)?.0 == REFUSED))?;
+        assert_eq!(
+            one.sh("deb", "systemctl is-system-running --wait; cat /var/www/html/index.html")?,
+            format!("running\n{inside}")
+        );
+        one.until("it is back", || Ok(curl(&one)? == (Some(0), format!("{inside}\n"))))?;
+        one.finish()
+    })
+}
