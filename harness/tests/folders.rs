@@ -55,8 +55,6 @@ fn folders_by_configuration(#[values(Kernel::Stock, Kernel::Tuned)] kernel: Kern
         for name in ["a", "b"] {
             one.say(&format!("import {name} {}", suite.busybox.display()))?;
         }
-        // The machine that imported was started when there was no distribution with folders.
-        one.say("shutdown")?;
         let sh = |script: &str| one.sh("a", script);
 
         // From the host, as the first person's.

@@ -138,7 +138,7 @@ impl Program {
         // One request after the other is also what the VMM relies on to answer those of a server that has ended.
         let sandbox = if ids.host.0 == 0 || may_make_namespaces() { "namespace" } else { "none" };
         let plain =
-            ["--sandbox", sandbox, "--cache", "auto", "--thread-pool-size", "0", "--log-level", "warn"];
+            ["--sandbox", sandbox, "--cache", "auto", "--thread-pool-size", "0", "--log-level", "error"];
         all.extend(plain.map(Into::into));
         if read_only {
             all.push("--readonly".into());
@@ -167,7 +167,7 @@ fn qemu(host: &Path, read_only: bool) -> Result<Vec<OsString>, String> {
     }
     let mut source = OsString::from("source=");
     source.push(host);
-    let options = ["cache=auto", "sandbox=namespace", "log_level=warn"].map(OsStr::new);
+    let options = ["cache=auto", "sandbox=namespace", "log_level=err"].map(OsStr::new);
     let mut all: Vec<OsString> = vec!["--thread-pool-size=0".into()];
     for option in std::iter::once(source.as_os_str()).chain(options) {
         all.extend(["-o".into(), option.to_owned()]);

@@ -5,20 +5,20 @@ use undercroft_config::value::Mount;
 use super::{FolderOptions, OWNER, SharedFolder};
 use crate::{Machine, Store, service::Settings};
 
-/// The folders of all distributions that there are.
+/// The folders of all distributions; one that is not there yet may be installed while the machine runs.
 pub(crate) fn wanted(settings: &Settings, store: &Store) -> FolderOptions {
     let mut shared = Vec::new();
     for name in settings.file.distributions() {
-        let Ok(Some(record)) = store.distribution(name) else { continue };
+        let record = store.distribution(name).ok().flatten();
         let of = settings.of(name);
         for Mount { host, guest, read_only, line } in of.mounts {
             shared.push(SharedFolder {
-                distribution: record.name.clone(),
+                distribution: record.as_ref().map_or(name, |record| &record.name).into(),
                 host: host.into(),
                 guest,
                 read_only,
                 own_users: !of.shared_users,
-                owner: record.settings.default_uid.unwrap_or(OWNER),
+                owner: record.as_ref().and_then(|record| record.settings.default_uid).unwrap_or(OWNER),
                 origin: format!("{}:{line}", settings.file.path.display()),
             });
         }
