@@ -205,3 +205,74 @@ fn serve(
     let server = Server::start(&program.path, arguments, listener, messages, what, board.clone())?;
     Ok((server, socket.into()))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{os::unix::fs::PermissionsExt, time::Duration};
+
+    use super::*;
+
+    /// A virtiofsd that can do everything, as it says.
+    fn program(folder: &Path, otherwise: &str) -> PathBuf {
+        let path = folder.join("virtiofsd");
+        let script = format!("[ \"$1\" = --help ] && exec echo --shared-dir --translate-uid\n{otherwise}");
+        fs::write(&path, format!("#!/bin/sh\n{script}\n")).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+        path
+    }
+
+    fn start(otherwise: &str, hosts: &[&str]) -> (tempfile::TempDir, Folders, Vec<String>, Arc<Board>) {
+        let directory = tempfile::tempdir().unwrap();
+        let shared = hosts.iter().enumerate().map(|(number, host)| SharedFolder {
+            distribution: "Deb".into(),
+            host: host.into(),
+            guest: format!("/{number}"),
+            read_only: number > 0,
+            own_users: true,
+            owner: OWNER,
+            origin: format!("/c:{number}"),
+        });
+        let program = Some(program(directory.path(), otherwise));
+        let options = FolderOptions { program, shared: shared.collect() };
+        let board = Arc::new(Board::new(None));
+        let (folders, devices) = Folders::start(options, &UserRanges::default(), directory.path(), &board);
+        (directory, folders, devices.into_iter().map(|device| device.0.tag).collect(), board)
+    }
+
+    fn warnings(board: &Board) -> String {
+        board.lock().warnings.join("\n")
+    }
+
+    #[test]
+    fn what_is_served_is_a_distributions_and_what_is_not_is_told() {
+        let (_directory, folders, tags, board) = start("exec sleep 1000", &["/", "/nonexistent", "/etc"]);
+        assert_eq!(tags, ["folder-0", "folder-2"]);
+        assert_eq!(
+            warnings(&board),
+            "/c:1: /nonexistent is not shared: No such file or directory (os error 2)"
+        );
+        assert!(folders.of("other", &board).is_empty());
+        let places: Vec<_> =
+            folders.of("deb", &board).into_iter().map(|f| (f.tag, f.place, f.read_only)).collect();
+        let place = |number: usize, read_only| (format!("folder-{number}"), format!("/{number}"), read_only);
+        assert_eq!(places, [place(0, false), place(2, true)]);
+        let status = folders.status();
+        assert_eq!(status[2].to_string(), "/2 in Deb is /etc, read-only");
+        let pid = nix::unistd::Pid::from_raw(status[0].pid.unwrap() as i32);
+        drop(folders);
+        assert_eq!(nix::sys::signal::kill(pid, None), Err(nix::errno::Errno::ESRCH));
+    }
+
+    #[test]
+    fn a_server_that_ends_is_gone_for_good() {
+        let (_directory, folders, _, board) = start("echo no sandbox >&2; exit 3", &["/"]);
+        while warnings(&board).is_empty() {
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        const SAID: &str =
+            "is gone until the virtual machine is started anew: virtiofsd ended (exit status: 3): no sandbox";
+        assert_eq!(warnings(&board), format!("/ (/0 in Deb) {SAID}"));
+        assert!(folders.of("Deb", &board).is_empty() && folders.status()[0].pid.is_none());
+        assert!(folders.status()[0].to_string().contains("no sandbox; it is gone until"));
+    }
+}
