@@ -166,6 +166,9 @@ impl Settings {
         }
         let value = key.kind.read(&text).map_err(|error| format!("{full}: {error}. It is not used"))?;
         let Some(mut value) = value else { return Ok(()) };
+        if let Value::Mounts(mounts) = &mut value {
+            mounts.iter_mut().for_each(|mount| mount.line = line);
+        }
         let there = self.set.iter_mut().find(|s| s.key == key && same_name(&s.subsection, &subsection));
         match (there, &mut value) {
             (Some(Setting { value: Value::Mounts(all), .. }), Value::Mounts(more)) => all.append(more),

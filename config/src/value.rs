@@ -92,7 +92,7 @@ impl fmt::Display for Published {
 }
 
 /// A folder of the host's in a distribution.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Eq)]
 pub struct Mount {
     /// The host's path: absolute, or `~/…` until it is resolved.
     pub host: String,
@@ -100,6 +100,15 @@ pub struct Mount {
     pub guest: String,
     /// Whether the distribution can only read.
     pub read_only: bool,
+    /// The line that it was written in, or 0.
+    pub line: usize,
+}
+
+/// Wherever they were written.
+impl PartialEq for Mount {
+    fn eq(&self, other: &Self) -> bool {
+        (&self.host, &self.guest, self.read_only) == (&other.host, &other.guest, other.read_only)
+    }
 }
 
 /// A value that its key does not take.
@@ -411,7 +420,7 @@ fn mount(text: &str) -> Option<Mount> {
     let plain = |path: &str| path.split('/').all(|part| part != ".." && part != ".");
     let good =
         is_path(host) && guest.starts_with('/') && !guest.contains('\0') && plain(&guest) && guest.len() > 1;
-    good.then(|| Mount { host: host.into(), guest, read_only })
+    good.then(|| Mount { host: host.into(), guest, read_only, line: 0 })
 }
 
 #[cfg(test)]

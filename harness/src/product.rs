@@ -26,6 +26,8 @@ const SHOWN: usize = 25;
 pub struct Product {
     folder: tempfile::TempDir,
     program: PathBuf,
+    /// With the programs that undercroft looks for.
+    path: std::ffi::OsString,
     log: PathBuf,
 }
 
@@ -46,7 +48,10 @@ impl Product {
         };
         let test = std::thread::current().name().unwrap_or("test").replace("::", ".");
         let log = suite.logs.join(format!("{test}.product.{}.log", std::process::id()));
-        let product = Self { folder, program: suite.product.clone(), log };
+        let mut path = suite.virtiofsd.parent().unwrap_or(Path::new("/")).as_os_str().to_owned();
+        path.push(":");
+        path.push(std::env::var_os("PATH").unwrap_or_default());
+        let product = Self { folder, program: suite.product.clone(), path, log };
         product.configure(&format!("[wsl2]\nkernel={}\n{configuration}", kernel.image.display()))?;
         Ok(product)
     }
@@ -68,6 +73,7 @@ impl Product {
         let mut command = Command::new(&self.program);
         command
             .args(words)
+            .env("PATH", &self.path)
             .env("UNDERCROFT_PARTS", at("parts"))
             .env("UNDERCROFT_PATIENCE", if lab::inside() { "20" } else { "1" })
             .env("HOME", at("home"))

@@ -30,6 +30,8 @@ pub struct Suite {
     pub vmm: PathBuf,
     /// The `undercroft` binary.
     pub product: PathBuf,
+    /// A virtiofsd that can share folders with distributions.
+    pub virtiofsd: PathBuf,
     /// A busybox distribution, as a tar.
     pub busybox: PathBuf,
     /// A Debian 12, as a tar. It has systemd, and does not ask for it.

@@ -22,8 +22,8 @@ use std::{
 };
 
 use undercroft::{
-    Archive, Cause, Distribution, Error, LaunchOptions, Limits, Machine, MachineOptions, NetworkOptions,
-    NewDisk, Output, Pipes, Program, Root, Stopper, disk, machine_config,
+    Archive, Cause, Distribution, Error, FolderOptions, LaunchOptions, Limits, Machine, MachineOptions,
+    NetworkOptions, NewDisk, Output, Pipes, Program, Root, Stopper, disk, machine_config,
 };
 use undercroft_protocol::command::DiskAddress;
 use undercroft_vmm::{MachineConfig, config::Description};
@@ -68,6 +68,7 @@ pub struct Boot {
     distros: Vec<Wanted>,
     expected: Vec<String>,
     network: NetworkOptions,
+    folders: FolderOptions,
 }
 
 /// A distribution that a test wants: layered over a base that others of the same archive share, with users of its own and
@@ -138,6 +139,7 @@ pub fn boot(suite: &'static Suite, kernel: Kernel) -> Boot {
         distros: Vec::new(),
         expected: usual(),
         network: NetworkOptions::default(),
+        folders: FolderOptions::default(),
     }
 }
 
@@ -173,6 +175,12 @@ impl Boot {
     /// Changes anything else of the machine.
     pub fn with(mut self, change: impl FnOnce(&mut MachineConfig) + 'static) -> Self {
         self.changes.push(Box::new(change));
+        self
+    }
+
+    /// Folders of the host's in distributions.
+    pub fn folders(mut self, folders: FolderOptions) -> Self {
+        self.folders = folders;
         self
     }
 
@@ -226,6 +234,7 @@ impl Boot {
             modules_disk: self.kernel.modules_disk.clone(),
             console_log: Some(log.clone()),
             network: self.network,
+            folders: self.folders,
             patience: if lab::inside() { 20 } else { 1 },
         };
         let started = Machine::start_with(options, |stopper| watchdog.watch(stopper));

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use rstest::rstest;
-use undercroft::{LaunchOptions, Pipes, Program, Root};
+use undercroft::{FolderOptions, LaunchOptions, Pipes, Program, Root, SharedFolder};
 use undercroft_harness::{
     outcome::{Failure, Outcome},
     vm::{Kernel, Vm, boot, guest_test},
@@ -61,13 +61,32 @@ const MEM_TOTAL: &str = "awk '/^MemTotal:/ { print $2 }' /proc/meminfo";
 
 /// More than the machine had at boot is used, all of it comes back when it is free, and memory that is taken away is taken
 /// from what the guest says it has.
+/// Memory of a machine with a folder of the host's is shared, and comes and goes all the same.
 #[rstest]
-fn a_machine_grows_and_shrinks(#[values(Kernel::Stock, Kernel::Tuned)] kernel: Kernel) -> Outcome {
+#[case::stock(Kernel::Stock, false)]
+#[case::tuned(Kernel::Tuned, false)]
+#[case::shared(Kernel::Tuned, true)]
+fn a_machine_grows_and_shrinks(#[case] kernel: Kernel, #[case] shares: bool) -> Outcome {
     guest_test(|suite| {
         const MIB: u64 = 1024;
         const SIZE: u64 = 1280;
         const FILL: u64 = 640;
-        let vm = boot(suite, kernel).cpus(3).memory("1280M").distro("a", &suite.busybox).start()?;
+        let mut folders =
+            FolderOptions { program: Some(suite.virtiofsd.clone()), ..FolderOptions::default() };
+        if shares {
+            folders.shared.push(SharedFolder {
+                distribution: "a".into(),
+                host: suite.logs.clone(),
+                guest: "/logs".into(),
+                read_only: true,
+                own_users: true,
+                owner: 1000,
+                origin: "test".into(),
+            });
+        }
+        let machine = boot(suite, kernel).cpus(3).memory("1280M").folders(folders);
+        let vm = machine.distro("a", &suite.busybox).start()?;
+        assert_eq!(vm.read("a", "test -e /logs && echo yes || echo no")?.trim() == "yes", shares);
         let hello = vm.machine().hello();
         assert_eq!(hello.cpus, 1, "it booted with all its CPUs");
         assert_eq!(number(&vm, "nproc")?, 3);

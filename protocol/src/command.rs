@@ -186,8 +186,24 @@ pub struct Launch {
     pub users: Users,
     /// How much of the VM it may take.
     pub limits: Limits,
+    /// Folders of the host's that it sees, at most [`FOLDERS_MAX`].
+    pub folders: Vec<Folder>,
     /// The token with which its init connects to the host.
     pub token: Token,
+}
+
+/// The most folders that a distribution can have.
+pub const FOLDERS_MAX: usize = 32;
+
+/// A folder of the host's in a distribution: a virtio-fs device of the VM. That it cannot be had is a warning.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Folder {
+    /// The device's tag.
+    pub tag: String,
+    /// Where it is seen: an absolute path in the distribution, without links or `..`. Directories on the way are made.
+    pub place: String,
+    /// Whether it is mounted read-only. (That nothing can be written is for the host to see to.)
+    pub read_only: bool,
 }
 
 /// A distribution's root file system.

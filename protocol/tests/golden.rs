@@ -7,8 +7,8 @@ use serde::Serialize;
 use undercroft_protocol::{
     Opening, Token, VERSION,
     command::{
-        Command, DiskAddress, Done, Event, Export, Exported, Failure, FailureKind, Import, Imported, Launch,
-        Limits, Reclaim, ReclaimMode, Reply, Request, Root, Swap, Users,
+        Command, DiskAddress, Done, Event, Export, Exported, Failure, FailureKind, Folder, Import, Imported,
+        Launch, Limits, Reclaim, ReclaimMode, Reply, Request, Root, Swap, Users,
     },
     frame::encode,
     network::{
@@ -64,6 +64,7 @@ fn the_bytes_of_each_message() {
                 root: Root::Flat { disk: disk.clone() },
                 users: Users::Shared,
                 limits: Limits::default(),
+                folders: Vec::new(),
                 token,
             }),
         ),
@@ -85,6 +86,7 @@ fn the_bytes_of_each_message() {
                     pids: Some(300),
                     io_bytes: Some(1 << 20),
                 },
+                folders: vec![Folder { tag: "f".into(), place: "/src".into(), read_only: true }],
                 token,
             }),
         ),

@@ -11,7 +11,7 @@ use std::{
 };
 
 use undercroft_protocol::{
-    command::{Command, Done, Launch, Limits, Root, Users},
+    command::{Command, Done, Folder, Launch, Limits, Root, Users},
     read_frame,
     session::{Exec, ExitStatus, InitEvent, InitRequest, Stdio, WindowSize},
     write_frame,
@@ -90,7 +90,12 @@ impl Pipes {
 
 impl Distribution {
     /// Asks mini-init for a launch, and waits until the distribution's init is ready.
-    pub(crate) fn launch(guest: &Arc<Guest>, what: &LaunchOptions, users: Users) -> Result<Self> {
+    pub(crate) fn launch(
+        guest: &Arc<Guest>,
+        what: &LaunchOptions,
+        users: Users,
+        folders: Vec<Folder>,
+    ) -> Result<Self> {
         let (board, name) = (&guest.board, what.name.as_str());
         let id = guest.distribution_id();
         let expected = Expected::new(board)?;
@@ -103,6 +108,7 @@ impl Distribution {
             root: what.root.clone(),
             users,
             limits: what.limits,
+            folders,
             token: expected.token(),
         });
         match guest.ask("launch the distribution", request, Some(guest.limit(30)))? {

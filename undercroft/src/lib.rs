@@ -16,6 +16,7 @@
 //!     modules_disk: None,
 //!     console_log: None,
 //!     network: Default::default(),
+//!     folders: Default::default(),
 //!     patience: 1,
 //! })?;
 //! let store = Store::open("store".as_ref())?;
@@ -41,6 +42,7 @@ mod door;
 mod e2fs;
 pub mod error;
 pub mod export;
+pub mod folders;
 mod guest;
 pub mod import;
 mod kernel;
@@ -64,6 +66,7 @@ pub use disk::NewDisk;
 pub use distribution::{Distribution, LaunchOptions, Pipes};
 pub use error::{Cause, Ending, Error, Result};
 pub use export::{Compression, Exporting, NewFile, Target};
+pub use folders::{FolderOptions, FolderStatus, SharedFolder};
 pub use import::Archive;
 pub use kernel::{BOOT_MEMORY_MIB, machine_config};
 pub use machine::{Machine, MachineOptions, PowerOff, Stopper};

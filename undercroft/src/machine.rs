@@ -28,6 +28,7 @@ use crate::{
     distribution::{Distribution, LaunchOptions},
     error::{Cause, Ending, Error, Result},
     export::{Exporting, Target},
+    folders::{FolderOptions, FolderStatus, Folders},
     guest::{Guest, Pending, wrong},
     import::{Archive, Progress},
     network::{Network, NetworkOptions, NetworkStatus, Plan, ports::Port},
@@ -55,6 +56,8 @@ pub struct MachineOptions {
     pub console_log: Option<PathBuf>,
     /// How it reaches the world. Its network card in `config` is set by this.
     pub network: NetworkOptions,
+    /// Folders of the host's in distributions. The VMM's devices for them in `config` are set by this.
+    pub folders: FolderOptions,
     /// How many times longer than on hardware things may take: 1, or more in a machine made in software.
     pub patience: u32,
 }
@@ -65,6 +68,8 @@ pub struct Machine {
     guest: Arc<Guest>,
     network: Network,
     vmm: Vmm,
+    // After the VMM, whose end ends them.
+    folders: Folders,
     hello: GuestHello,
     luns: Mutex<BTreeSet<u16>>,
     users: UserRanges,
@@ -115,7 +120,11 @@ impl Machine {
         let plan = Plan::new(options.network);
         config.network = plan.card();
         let (cpus, boot_mib, most_mib) = (config.cpus, config.memory_mib, config.max_memory_mib);
-        let vmm = Vmm::start(&options.vmm, config, kept.join("vmm.log"), &board)?;
+        let users = UserRanges::default();
+        let (folders, devices) = Folders::start(options.folders, &users, kept, &board);
+        let (devices, sockets) = devices.into_iter().unzip();
+        config.folders = devices;
+        let vmm = Vmm::start(&options.vmm, config, sockets, kept.join("vmm.log"), &board)?;
         running(vmm.stopper());
         let network = plan.start(&vmm, kept, &board)?;
         let hello = guest.greet(guest.limit(30))?;
@@ -123,9 +132,10 @@ impl Machine {
             guest,
             network,
             vmm,
+            folders,
             hello,
             luns: Mutex::default(),
-            users: UserRanges::default(),
+            users,
             disks: Disks::default(),
             growing: Mutex::default(),
             _directory: directory,
@@ -186,6 +196,11 @@ impl Machine {
     /// How it is with the network.
     pub fn network(&self) -> NetworkStatus {
         self.network.status()
+    }
+
+    /// How it is with the host's folders.
+    pub fn folders(&self) -> Vec<FolderStatus> {
+        self.folders.status()
     }
 
     /// What distributions listen for, and where it is reached on the host.
@@ -327,7 +342,8 @@ impl Machine {
     pub fn launch(&self, what: &LaunchOptions) -> Result<Distribution> {
         let users = if what.own_users { self.users.of(&what.name)? } else { Users::Shared };
         self.network.note_name(&what.name)?;
-        let distribution = Distribution::launch(&self.guest, what, users)?;
+        let folders = self.folders.of(&what.name, &self.guest.board);
+        let distribution = Distribution::launch(&self.guest, what, users, folders)?;
         self.network.settle(&self.guest.board, self.guest.limit(10));
         Ok(distribution)
     }

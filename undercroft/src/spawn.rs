@@ -1,4 +1,4 @@
-//! Starting the VMM and e2fsprogs: the one place of this crate that needs `unsafe`, for what happens between fork and exec.
+//! Starting the VMM and other programs: the one place of this crate that needs `unsafe`, for what happens between fork and exec.
 
 #![allow(unsafe_code)]
 
@@ -26,6 +26,14 @@ pub(crate) fn prepare(command: &mut Command, keep: Vec<RawFd>) {
     // called: it makes the system calls fcntl, prctl, getppid and rt_sigprocmask, and touches no lock and no heap
     // (its vector is only read). The raw descriptors are open, as this function's caller guarantees.
     unsafe { command.pre_exec(after_fork) };
+}
+
+/// The same, and no program that it executes gets more rights than it has (`no_new_privs`).
+pub(crate) fn prepare_unprivileged(command: &mut Command, keep: Vec<RawFd>) {
+    prepare(command, keep);
+    let give_up = || nix::sys::prctl::set_no_new_privs().map_err(io::Error::from);
+    // SAFETY: as above; the closure makes one system call.
+    unsafe { command.pre_exec(give_up) };
 }
 
 fn after_fork(keep: &[RawFd], parent: Pid) -> io::Result<()> {

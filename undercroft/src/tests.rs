@@ -267,7 +267,7 @@ fn deb() -> LaunchOptions {
 fn a_session_has_its_bytes_and_its_status() {
     let host = host();
     let _server = serve(&host);
-    let distribution = Distribution::launch(&host.guest, &deb(), Users::Shared).unwrap();
+    let distribution = Distribution::launch(&host.guest, &deb(), Users::Shared, Vec::new()).unwrap();
     let bytes: Vec<u8> = (0..3_000_000u32).map(|n| (n.wrapping_mul(n) >> 7) as u8).collect();
     let session = distribution.exec(&Program::new(["cat"]), Pipes::ALL).unwrap();
     assert_eq!(session.pid(), 4);
@@ -305,7 +305,7 @@ fn an_init_that_dies_is_told_before_and_after_it_was_ready() {
             thread::sleep(LIMIT);
             drop(command);
         });
-        let launched = Distribution::launch(&host.guest, &deb(), Users::Shared);
+        let launched = Distribution::launch(&host.guest, &deb(), Users::Shared, Vec::new());
         let error = if ready {
             launched.unwrap().exec(&Program::new(["cat"]), Pipes::ALL).unwrap_err().to_string()
         } else {
@@ -374,6 +374,7 @@ fn with_vmm(script: &str) -> (tempfile::TempDir, MachineOptions) {
             modules_disk: None,
             console_log,
             network: Default::default(),
+            folders: Default::default(),
             patience: 1,
         },
     )

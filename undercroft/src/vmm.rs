@@ -4,7 +4,7 @@ use std::{
     fs::File,
     io::{self, BufRead, BufReader, IoSlice, Write},
     os::{
-        fd::{AsRawFd, BorrowedFd},
+        fd::{AsRawFd, BorrowedFd, OwnedFd},
         unix::{net::UnixStream, process::ExitStatusExt},
     },
     path::{Path, PathBuf},
@@ -83,10 +83,12 @@ impl Stopper {
 }
 
 impl Vmm {
-    /// Starts the program with this configuration; `messages` is where its standard error goes.
+    /// Starts the program with this configuration; `messages` is where its standard error goes. The VMM alone has `inherited`
+    /// from then on, under the numbers that its configuration names.
     pub(crate) fn start(
         program: &Path,
         mut config: MachineConfig,
+        inherited: Vec<OwnedFd>,
         messages: PathBuf,
         board: &Arc<Board>,
     ) -> Result<Self> {
@@ -118,7 +120,9 @@ impl Vmm {
         }
         // Out of the terminal's foreground group: Ctrl-C is not for it.
         std::os::unix::process::CommandExt::process_group(&mut command, 0);
-        crate::spawn::prepare(&mut command, vec![config_reader.as_raw_fd(), theirs.as_raw_fd()]);
+        let mut keep = vec![config_reader.as_raw_fd(), theirs.as_raw_fd()];
+        keep.extend(inherited.iter().map(AsRawFd::as_raw_fd));
+        crate::spawn::prepare(&mut command, keep);
 
         // The thread that starts the VMM also waits for it: its death is the VMM's (PR_SET_PDEATHSIG).
         let process = Arc::new(Process { pid: Mutex::new(None), why: Mutex::new(None) });
@@ -130,7 +134,7 @@ impl Vmm {
         let waiter = spawn("vmm process", move || {
             let child = command.spawn();
             // Only the VMM itself holds its ends now: when it dies, this side sees the end.
-            drop((config_reader, theirs, command));
+            drop((config_reader, theirs, inherited, command));
             let mut child = match child {
                 Ok(child) => child,
                 Err(error) => return drop(started.send(Err(error))),

@@ -60,6 +60,8 @@ const FIELDS: &[Field] = &[
     field("network.backend.stream_fd", Kind::Number, "N  an inherited stream socket, as passt has it"),
     field("network.backend.stream_path", Kind::Text, "PATH  the unix socket of a passt"),
     field("network.backend.tap_fd", Kind::Number, "N  an inherited TAP device"),
+    field("folders.N.tag", Kind::Text, "TEXT  what the guest mounts a folder by, at most 36 bytes"),
+    field("folders.N.fd", Kind::Number, "N  an inherited stream socket to the virtiofsd that serves it"),
     field("rng", Kind::Flag, "true | false  an entropy device"),
     field("balloon.free_page_reporting", Kind::Flag, "true | false  free pages go back to the host"),
     field("balloon.deflate_on_oom", Kind::Flag, "true | false  the guest may take pages back in need"),
@@ -243,7 +245,9 @@ fn open_inherited(fd: &str) -> std::io::Result<File> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{BalloonConfig, DiskConfig, NetBackend, NetConfig, Output, VsockConfig};
+    use crate::config::{
+        BalloonConfig, DiskConfig, FolderConfig, NetBackend, NetConfig, Output, VsockConfig,
+    };
 
     fn config(line: &str) -> Result<MachineConfig, Error> {
         match parse(line.split_whitespace().map(OsString::from))? {
@@ -301,6 +305,7 @@ mod tests {
         }
         let full = |output: Output, backend: NetBackend| MachineConfig {
             disks: vec![DiskConfig::default()],
+            folders: vec![FolderConfig::default()],
             max_memory_mib: Some(1024),
             timer_hz: Some(100),
             vsock: Some(VsockConfig { cid: 3, socket: "/s".into() }),

@@ -6,6 +6,8 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+use crate::virtio::fs::TAG_LENGTH;
+
 /// A virtual machine. Every field but [`kernel`](Self::kernel) has a default that suits a utility VM.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -44,6 +46,8 @@ pub struct MachineConfig {
     pub vsock: Option<VsockConfig>,
     /// A virtio-net device.
     pub network: Option<NetConfig>,
+    /// virtio-fs devices. With any, guest memory is made so that other processes can be given it.
+    pub folders: Vec<FolderConfig>,
     /// A virtio-rng device, fed by the host's getrandom(2).
     pub rng: bool,
     /// A virtio-balloon device.
@@ -76,6 +80,7 @@ impl Default for MachineConfig {
             scsi: false,
             vsock: None,
             network: None,
+            folders: Vec::new(),
             rng: true,
             balloon: None,
             serial: Output::Stdout,
@@ -126,6 +131,15 @@ impl MachineConfig {
         }
         if let Some(network) = &self.network {
             network.check()?;
+        }
+        for (at, folder) in self.folders.iter().enumerate() {
+            let FolderConfig { tag, .. } = folder;
+            if tag.is_empty() || tag.len() > TAG_LENGTH || tag.contains('\0') {
+                return Err(format!("folders.{at}.tag = {tag:?}: expected 1 to {TAG_LENGTH} bytes"));
+            }
+            if self.folders.iter().take(at).any(|other| other.tag == *tag) {
+                return Err(format!("folders.{at}.tag = {tag:?}: another folder has this tag"));
+            }
         }
         if self.serial == Output::Terminal && self.console == Some(Output::Terminal) {
             return Err("serial and console cannot both have the terminal".into());
@@ -249,6 +263,16 @@ pub enum NetBackend {
     TapFd(i32),
 }
 
+/// A virtio-fs device: a folder that a process beside the VMM serves.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct FolderConfig {
+    /// What the guest mounts it by, at most 36 bytes.
+    pub tag: String,
+    /// An inherited, connected stream socket, at whose other end a process (virtiofsd) speaks vhost-user.
+    pub fd: i32,
+}
+
 /// The address of a network card, written as `02:75:6e:64:63:74`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
@@ -351,6 +375,18 @@ mod tests {
             "+2:75:6e:64:63:+4",
         ] {
             assert!(text.parse::<MacAddress>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn folders_have_tags_of_their_own() {
+        let check = |tags: &[&str]| {
+            let folders = tags.iter().map(|tag| FolderConfig { tag: (*tag).into(), fd: 3 }).collect();
+            MachineConfig { kernel: "/k".into(), folders, ..MachineConfig::default() }.check()
+        };
+        check(&["a", "b", &"c".repeat(36)]).unwrap();
+        for tags in [&["a", ""][..], &["a", "a"], &["a", "b\0"], &["a", &"c".repeat(37)]] {
+            assert!(check(tags).unwrap_err().starts_with("folders.1.tag = "), "{tags:?}");
         }
     }
 

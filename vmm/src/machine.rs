@@ -165,7 +165,9 @@ impl Machine {
         let kvm = kvm::open()?;
         let growth =
             memory::growth(config.memory_mib << 20, config.max_memory_mib.unwrap_or(config.memory_mib) << 20);
-        let memory = memory::map(config.memory_mib, growth)?;
+        // A process that serves a folder works in guest memory itself.
+        let map = if config.folders.is_empty() { memory::map } else { memory::map_shared };
+        let memory = map(config.memory_mib, growth)?;
         let vm = Vm::new(&kvm, memory, config.huge_pages, config.description)?;
         started.vm = now();
 
@@ -261,9 +263,10 @@ impl Machine {
         confine::spawn(ThreadKind::Devices, "devices", move || events.run())
             .map_err(system("start the devices' thread"))?;
         self.started.vcpu = now();
+        let kind = if self.slots.has_folders { ThreadKind::FolderVcpu } else { ThreadKind::Vcpu };
         let mut threads = Vec::new();
         for (index, vcpu) in std::mem::take(&mut self.vcpus).into_iter().enumerate() {
-            match confine::spawn(ThreadKind::Vcpu, &format!("vcpu {index}"), move || vcpu.run()) {
+            match confine::spawn(kind, &format!("vcpu {index}"), move || vcpu.run()) {
                 Ok(thread) => threads.push(thread),
                 Err(error) => {
                     self.ending.set(End::Killed);

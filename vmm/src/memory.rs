@@ -1,7 +1,13 @@
-//! Guest memory: private, anonymous, and not touched before the guest or the loader touches it.
+//! Guest memory: not touched before the guest or the loader touches it; private and anonymous, or, where a process beside the
+//! VMM serves a device, a file in memory that can be handed to it.
 
+use std::fs::File;
+use std::io;
+
+use nix::fcntl::{FcntlArg, SealFlag, fcntl};
+use nix::sys::memfd::{MFdFlags, memfd_create};
 use vm_memory::mmap::FromRangesError;
-use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
+use vm_memory::{FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
 
 use crate::arch::layout;
 
@@ -19,6 +25,15 @@ pub enum Error {
         /// What mmap(2) said.
         #[source]
         source: FromRangesError,
+    },
+    /// There is no file in memory to be had.
+    #[error("cannot make {mib} MiB of guest memory that can be shared (memfd_create)")]
+    Share {
+        /// What was asked for.
+        mib: u64,
+        /// Why not.
+        #[source]
+        source: io::Error,
     },
 }
 
@@ -58,17 +73,57 @@ pub fn growth(bytes: u64, most: u64) -> Option<Growth> {
     })
 }
 
-/// Maps `mib` MiB of RAM, and the region that it can grow into. No page of either is populated.
+/// Maps `mib` MiB of RAM, and the region that it can grow into: this process's own. No page of either is populated.
 ///
 /// # Errors
 /// mmap(2)'s.
 pub fn map(mib: u64, growth: Option<Growth>) -> Result<GuestMemory, Error> {
+    let ranges = all_ranges(mib, growth);
+    GuestMemory::from_ranges(&ranges).map_err(|source| Error::Map { mib: mebibytes(&ranges), source })
+}
+
+/// The same of a memfd that other processes can be given, by each region's descriptor and offset.
+///
+/// It is the host's shmem: it has huge pages only where `/sys/kernel/mm/transparent_hugepage/shmem_enabled` says so, which is
+/// `never` unless somebody has changed it; and what goes back is a hole in the file, for each process that has it mapped.
+///
+/// # Errors
+/// memfd_create(2)'s, ftruncate(2)'s and mmap(2)'s.
+pub fn map_shared(mib: u64, growth: Option<Growth>) -> Result<GuestMemory, Error> {
+    let ranges = all_ranges(mib, growth);
+    let mib = mebibytes(&ranges);
+    let cannot = |source| Error::Share { mib, source };
+    let file = share(mib << 20).map_err(cannot)?;
+    let mut start = 0;
+    let mut regions = Vec::with_capacity(ranges.len());
+    for (address, length) in ranges {
+        let file = file.try_clone().map_err(cannot)?;
+        regions.push((address, length, Some(FileOffset::new(file, start))));
+        start += length as u64;
+    }
+    GuestMemory::from_ranges_with_files(regions).map_err(|source| Error::Map { mib, source })
+}
+
+fn all_ranges(mib: u64, growth: Option<Growth>) -> Vec<(GuestAddress, usize)> {
     let mut ranges = ranges(mib << 20);
     ranges.extend(growth.map(|growth| (growth.address, growth.bytes as usize)));
-    GuestMemory::from_ranges(&ranges).map_err(|source| {
-        let bytes: u64 = ranges.iter().map(|range| range.1 as u64).sum();
-        Error::Map { mib: bytes >> 20, source }
-    })
+    ranges
+}
+
+/// Of all ranges, which are whole MiB each.
+fn mebibytes(ranges: &[(GuestAddress, usize)]) -> u64 {
+    ranges.iter().map(|range| range.1 as u64).sum::<u64>() >> 20
+}
+
+/// A file in memory of this length, for good: who else has it cannot cut it off, which would end this process by SIGBUS at its
+/// next access.
+fn share(bytes: u64) -> io::Result<File> {
+    let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
+    let file = File::from(memfd_create(c"guest memory", flags)?);
+    file.set_len(bytes)?;
+    let seals = SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SEAL;
+    fcntl(&file, FcntlArg::F_ADD_SEALS(seals))?;
+    Ok(file)
 }
 
 /// The end of the RAM that begins at address 0.
@@ -98,7 +153,19 @@ mod tests {
         let large = growth((6 << 30) + (1 << 20), 8 << 30).unwrap();
         assert_eq!(large.address.0 % layout::GROWTH_ALIGN, 0);
         assert!(large.address.0 >= layout::HIGH_RAM_START + (6 << 30) + (1 << 20) - layout::LOW_RAM_END);
-        let memory = map(512, Some(small)).unwrap();
-        assert_eq!((memory.num_regions(), low_end(&memory)), (2, 512 << 20));
+        for memory in [map(512, Some(small)).unwrap(), map_shared(512, Some(small)).unwrap()] {
+            assert_eq!((memory.num_regions(), low_end(&memory)), (2, 512 << 20));
+        }
+    }
+
+    #[test]
+    fn shared_memory_cannot_be_cut_off() {
+        use std::os::unix::fs::MetadataExt;
+        let memory = map_shared(8 << 10, None).unwrap();
+        for (region, start) in memory.iter().zip([0, layout::LOW_RAM_END]) {
+            let backing = region.file_offset().unwrap();
+            assert_eq!((backing.start(), backing.file().metadata().unwrap().blocks()), (start, 0));
+            assert!(backing.file().set_len(0).is_err() && backing.file().set_len(16 << 30).is_err());
+        }
     }
 }

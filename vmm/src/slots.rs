@@ -13,6 +13,7 @@ use crate::virtio::balloon::{Balloon, BalloonControl};
 use crate::virtio::block::Block;
 use crate::virtio::console::Console;
 use crate::virtio::disk::Disk;
+use crate::virtio::fs::{Fs, FsError};
 use crate::virtio::mem::{Mem, MemControl};
 use crate::virtio::net::{Net, NetControl};
 use crate::virtio::rng::Rng;
@@ -27,6 +28,8 @@ pub(crate) struct Slots {
     pub(crate) mem: Option<MemControl>,
     pub(crate) net: Option<NetControl>,
     pub(crate) scsi: Option<ScsiControl>,
+    /// Whether activating a device takes a conversation with a process beside the VMM.
+    pub(crate) has_folders: bool,
     /// What those devices that need no thread of their own work on.
     pub(crate) events: EventLoop,
 }
@@ -48,6 +51,7 @@ impl Slots {
             mem: None,
             net: None,
             scsi: None,
+            has_folders: !config.folders.is_empty(),
             events: events.clone(),
         };
         // Disks come first, so that their names do not depend on what else there is.
@@ -70,6 +74,20 @@ impl Slots {
                 Net::new(config, events.clone()).map_err(|error| Error::Device(Box::new(error)))?;
             slots.net = Some(control);
             slots.add(Box::new(net), vm, bus)?;
+        }
+        for folder in &config.folders {
+            match Fs::new(folder, vm.memory(), events.clone()) {
+                Ok(fs) => slots.add(Box::new(fs), vm, bus)?,
+                // The machine is worth having without: whoever started the server knows more of it.
+                Err(error @ FsError::Backend { .. }) => {
+                    let cause = std::error::Error::source(&error);
+                    eprintln!(
+                        "undercroft-vmm: {error}: {}",
+                        cause.map(ToString::to_string).unwrap_or_default()
+                    );
+                }
+                Err(error) => return Err(Error::Device(Box::new(error))),
+            }
         }
         if config.rng {
             slots.add(Box::new(Rng::new(events.clone())), vm, bus)?;

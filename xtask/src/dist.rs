@@ -114,7 +114,7 @@ fn debian(out: &Path, tree: &Path, version: &str) -> anyhow::Result<Option<PathB
     let control = format!(
         "Package: undercroft\nVersion: {version}\nArchitecture: amd64\nSection: admin\nPriority: optional\n\
          Maintainer: the undercroft founders <undercroft@localhost>\nDepends: libc6, e2fsprogs\n\
-         Recommends: passt, virtiofsd | qemu-system-common\n\
+         Recommends: passt, virtiofsd\n\
          Description: many Linux distributions on one kernel, in one lightweight virtual machine\n \
          Every distribution is a container on one kernel in one small virtual machine:\n \
          it starts at once, shares memory and page cache with the others, and keeps its files.\n"

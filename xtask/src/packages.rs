@@ -110,25 +110,34 @@ impl Group {
         let absent =
             needs.filter(|need| !need.any.iter().any(|what| is_there(what))).map(|need| need.package);
         match self {
-            Self::Lab => absent.chain(file_server()).collect(),
+            Self::Lab => absent.chain(lab_server()).collect(),
+            Self::Tests => absent.chain(folder_server()).collect(),
             _ => absent.collect(),
         }
     }
 }
 
-/// What virtiofsd takes if there is none, or none that serves this user. It is a package of its own since Debian 13. The
-/// one in Debian 12's QEMU serves root only; for anybody else cargo builds it, with these libraries.
-fn file_server() -> Vec<&'static str> {
+/// What a virtiofsd for the lab takes if there is none that serves this user. The one in Debian 12's QEMU serves root only.
+fn lab_server() -> Vec<&'static str> {
     let root = nix::unistd::geteuid().is_root();
+    if root && is_there("/usr/lib/qemu/virtiofsd") {
+        return Vec::new();
+    }
+    match folder_server() {
+        missing if root && !missing.is_empty() && missing != ["virtiofsd"] => vec!["qemu-system-common"],
+        missing => missing,
+    }
+}
+
+/// What a virtiofsd for folders takes: the one in Rust, a package of its own since Debian 13. Elsewhere cargo builds it, with
+/// these libraries.
+fn folder_server() -> Vec<&'static str> {
     let built = cache::dir().is_ok_and(|cache| cache.join("tools/bin/virtiofsd").exists());
-    if is_there("/usr/libexec/virtiofsd") || built || (root && is_there("/usr/lib/qemu/virtiofsd")) {
+    if is_there("/usr/libexec/virtiofsd") || built {
         return Vec::new();
     }
     if apt_offers("virtiofsd") {
         return vec!["virtiofsd"];
-    }
-    if root {
-        return vec!["qemu-system-common"];
     }
     let libraries =
         [("/usr/include/cap-ng.h", "libcap-ng-dev"), ("/usr/include/seccomp.h", "libseccomp-dev")];

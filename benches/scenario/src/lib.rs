@@ -79,6 +79,7 @@ impl Stage {
             modules_disk: setting.modules_disk.clone(),
             console_log: None,
             network: Default::default(),
+            folders: Default::default(),
             patience: setting.patience,
         };
         let machine = Machine::start(options)?;

@@ -479,16 +479,19 @@ static KEYS: [Key; 50] = [
         "The most bytes that the distribution may read from its disk in a second, and write to it.",
     ),
     more(
-        not_yet(honoured(
+        honoured(
             SUBSECTION,
             "mount",
             Kind::Mounts,
             Default::Unset("none"),
-            DistributionStart,
+            MachineStart,
             "A folder of the host's, and where the distribution sees it.",
-        )),
-        "Without the second folder it is seen at its own path. With `:ro` the distribution can only read. The key may be \
-         repeated. A folder is shared by virtiofsd, a process of this user's: nobody in the distribution can do more with it \
-         than this user.",
+        ),
+        "`HOST:GUEST`, both absolute (or `~/…` for the host's). Without the second folder it is seen at its own path; with \
+         `:ro` behind them the distribution can only read. The key may be repeated. A folder is shared by virtiofsd, a process of \
+         this user's: nobody in the distribution can do more with it than this user. Whoever writes there, the files are this \
+         user's on the host; in the distribution this user's files are its default user's (1000, where no other was set). It \
+         takes virtiofsd 1.13 or later. Memory of a machine with such folders has huge pages only where the host gives them to \
+         shared memory (`/sys/kernel/mm/transparent_hugepage/shmem_enabled`).",
     ),
 ];

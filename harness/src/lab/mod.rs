@@ -33,7 +33,7 @@ use undercroft_vmm::probe::{Verdict, probe};
 
 pub use client::Output;
 pub use error::LabError;
-pub use start::{down, ensure, ensure_nth, status};
+pub use start::{down, ensure, ensure_nth, rust_virtiofsd, status};
 pub use undercroft_lab::wire::{Ended, Report, Size};
 
 /// Set in L1 for every command.

@@ -248,19 +248,26 @@ fn in_path(name: &str) -> Option<PathBuf> {
     std::env::split_paths(&path).map(|p| p.join(name)).find(|p| p.is_file())
 }
 
-/// For root the one that comes with Debian 12's QEMU. It refuses to run for anybody else, who gets the Rust one:
-/// Debian 13's package, or else built once by cargo into the cache.
+/// For root the one that comes with Debian 12's QEMU. It refuses to run for anybody else, who gets the Rust one.
 fn find_virtiofsd() -> Result<Virtiofsd, LabError> {
     let of_qemu = Path::new("/usr/lib/qemu/virtiofsd");
     if nix::unistd::geteuid().is_root() && of_qemu.exists() {
         return Ok(Virtiofsd::Qemu(of_qemu.into()));
     }
+    rust_virtiofsd().map(Virtiofsd::Rust)
+}
+
+/// The virtiofsd in Rust: Debian 13's package, or else built once by cargo into the cache.
+///
+/// # Errors
+/// cargo cannot build it.
+pub fn rust_virtiofsd() -> Result<PathBuf, LabError> {
     let tools = cache::dir()?.join("tools");
     let built = tools.join("bin/virtiofsd");
     let packaged = PathBuf::from("/usr/libexec/virtiofsd");
     for program in [packaged, built.clone()] {
         if program.exists() {
-            return Ok(Virtiofsd::Rust(program));
+            return Ok(program);
         }
     }
     eprintln!("virtiofsd is built once by cargo (two minutes)");
@@ -273,7 +280,7 @@ fn find_virtiofsd() -> Result<Virtiofsd, LabError> {
         .output()
         .map_err(LabError::at("running cargo"))?;
     if output.status.success() && built.exists() {
-        return Ok(Virtiofsd::Rust(built));
+        return Ok(built);
     }
     let errors = String::from_utf8_lossy(&output.stderr);
     let reason = errors.lines().rev().find(|l| l.contains("error")).unwrap_or("it failed");

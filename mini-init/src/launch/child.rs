@@ -37,7 +37,8 @@ pub(super) fn run(what: &Launch, socket: OwnedFd, mouth: &mut Mouth) -> Option<F
         if let Users::Own { .. } = what.users {
             users::become_root().map_err(system("becoming the distribution's root"))?;
         }
-        let mounts = sort(what, received)?;
+        let (received, folders) = received;
+        let mounts = sort(what, received, &folders)?;
         enter(&mut Linux, mounts, &mut |warning| mouth.warn(format!("distribution {}: {warning}", what.name)))
     })();
     match prepared {
@@ -49,8 +50,8 @@ pub(super) fn run(what: &Launch, socket: OwnedFd, mouth: &mut Mouth) -> Option<F
     }
 }
 
-/// The order is that in which the preparer sends them.
-fn sort<T>(what: &Launch, received: Vec<T>) -> Result<Mounts<T>, Failure> {
+/// The order is that in which the preparer sends them; `folders` says which of the host's are among them.
+fn sort<T>(what: &Launch, received: Vec<T>, folders: &[u8]) -> Result<Mounts<T>, Failure> {
     let bound: &[String] = match &what.root {
         Root::Layered { bound, .. } => bound,
         Root::Flat { .. } => &[],
@@ -68,6 +69,9 @@ fn sort<T>(what: &Launch, received: Vec<T>) -> Result<Mounts<T>, Failure> {
     let init = next()?;
     for place in bound {
         others.push((place.clone(), next()?));
+    }
+    for folder in folders.iter().filter_map(|&number| what.folders.get(usize::from(number))) {
+        others.push((folder.place.clone(), next()?));
     }
     Ok(Mounts { root, others, init })
 }

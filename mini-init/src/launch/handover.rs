@@ -21,8 +21,11 @@ pub(super) fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
     Ok(socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?)
 }
 
-/// Sends descriptors; the receiver has them even if this process ends at once.
-pub(super) fn send(socket: &OwnedFd, descriptors: &[OwnedFd]) -> io::Result<()> {
+/// The longest word that goes with them, in bytes.
+const WORD: usize = 64;
+
+/// Sends descriptors and a word about them; the receiver has them even if this process ends at once.
+pub(super) fn send(socket: &OwnedFd, descriptors: &[OwnedFd], word: &[u8]) -> io::Result<()> {
     let borrowed: Vec<BorrowedFd<'_>> = descriptors.iter().map(AsFd::as_fd).collect();
     let mut space = [MaybeUninit::uninit(); SPACE];
     let mut ancillary = SendAncillaryBuffer::new(&mut space);
@@ -30,18 +33,21 @@ pub(super) fn send(socket: &OwnedFd, descriptors: &[OwnedFd]) -> io::Result<()> 
     if borrowed.len() > MOST || !ancillary.push(SendAncillaryMessage::ScmRights(&borrowed)) {
         return Err(io::Error::other(format!("{} mounts are more than {MOST}", borrowed.len())));
     }
+    if word.len() > WORD {
+        return Err(io::Error::other(format!("a word of {} bytes is longer than {WORD}", word.len())));
+    }
     // A message without a byte would look like the end.
-    sendmsg(socket, &[IoSlice::new(&[1])], &mut ancillary, SendFlags::empty())?;
+    sendmsg(socket, &[IoSlice::new(&[1]), IoSlice::new(word)], &mut ancillary, SendFlags::empty())?;
     Ok(())
 }
 
-/// Waits for descriptors; `None` if the other side has ended without sending any.
-pub(super) fn receive(socket: &OwnedFd) -> io::Result<Option<Vec<OwnedFd>>> {
-    let mut byte = [0];
+/// Waits for descriptors and the word; `None` if the other side has ended without sending any.
+pub(super) fn receive(socket: &OwnedFd) -> io::Result<Option<(Vec<OwnedFd>, Vec<u8>)>> {
+    let mut bytes = [0; 1 + WORD];
     let mut space = [MaybeUninit::uninit(); SPACE];
     let mut ancillary = RecvAncillaryBuffer::new(&mut space);
     let got = rustix::io::retry_on_intr(|| {
-        recvmsg(socket, &mut [IoSliceMut::new(&mut byte)], &mut ancillary, RecvFlags::CMSG_CLOEXEC)
+        recvmsg(socket, &mut [IoSliceMut::new(&mut bytes)], &mut ancillary, RecvFlags::CMSG_CLOEXEC)
     })?;
     if got.bytes == 0 {
         return Ok(None);
@@ -52,7 +58,7 @@ pub(super) fn receive(socket: &OwnedFd) -> io::Result<Option<Vec<OwnedFd>>> {
             all.extend(descriptors);
         }
     }
-    Ok(Some(all))
+    Ok(Some((all, bytes.get(1..got.bytes).unwrap_or_default().to_vec())))
 }
 
 #[cfg(test)]
@@ -70,9 +76,10 @@ mod tests {
         let sent = files(9);
         let inode = |fd: &OwnedFd| std::fs::File::from(fd.try_clone().unwrap()).metadata().unwrap().ino();
         let before: Vec<u64> = sent.iter().map(inode).collect();
-        send(&one, &sent).unwrap();
+        send(&one, &sent, &[0, 2]).unwrap();
         drop((one, sent));
-        let received = receive(&other).unwrap().unwrap();
+        let (received, word) = receive(&other).unwrap().unwrap();
+        assert_eq!(word, [0, 2]);
         assert_eq!(received.iter().map(inode).collect::<Vec<_>>(), before);
         assert!(receive(&other).unwrap().is_none());
     }
@@ -80,7 +87,8 @@ mod tests {
     #[test]
     fn too_many_are_refused_here() {
         let (one, _other) = pair().unwrap();
-        assert!(send(&one, &files(MOST)).is_ok());
-        assert!(send(&one, &files(MOST + 1)).is_err());
+        assert!(send(&one, &files(MOST), &[0; WORD]).is_ok());
+        assert!(send(&one, &files(MOST + 1), &[]).is_err());
+        assert!(send(&one, &files(1), &[0; WORD + 1]).is_err());
     }
 }

@@ -279,6 +279,8 @@ pub(crate) mod recording {
     pub(crate) struct Recording {
         pub(crate) calls: Vec<String>,
         pub(crate) read_only: bool,
+        /// File systems that cannot be made, with their parameters.
+        pub(crate) missing: Vec<&'static str>,
         /// Directories that are there already.
         pub(crate) present: Vec<&'static str>,
     }
@@ -314,7 +316,11 @@ pub(crate) mod recording {
             _: Attributes,
         ) -> io::Result<String> {
             let words: Vec<String> = parameters.iter().map(|(k, v)| format!("{k}={v}")).collect();
-            self.note(format!("make {kind} {}", words.join(",")))?;
+            let what = format!("{kind} {}", words.join(","));
+            if self.missing.iter().any(|missing| *missing == what) {
+                return Err(Errno::EINVAL.into());
+            }
+            self.note(format!("make {what}"))?;
             Ok(kind.into())
         }
 

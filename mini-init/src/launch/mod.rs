@@ -12,6 +12,7 @@
 //! | namespaces | [`start`], [`users`] | clone3 into the cgroup: user, mount, PID, UTS and IPC namespaces; the range of users is set |
 //! | root | [`layers`] | own disk, or own disk over the base, owners mapped to the range; looked at before it is used |
 //! | devices | [`devices`] | a /dev of its own with the nodes that programs need |
+//! | folders | [`folders`] | the host's, where some are to be seen |
 //! | handover | [`handover`] | the mounts, from one process to the other |
 //! | entering | [`child`] | becomes its own root, makes proc and the cgroup namespace, pivots: nothing of the VM's stays in sight |
 //! | exec | [`exec`] | the launch's description on a descriptor, then `/init` |
@@ -22,6 +23,7 @@ mod cgroup;
 mod child;
 mod devices;
 mod exec;
+mod folders;
 mod handover;
 mod kernel;
 mod layers;
@@ -118,5 +120,9 @@ fn prepare(what: &Launch, devices: &Devices, mouth: &mut Mouth) -> Result<(), Fa
     let mut mounts: Vec<OwnedFd> = vec![root];
     mounts.extend(devices::make(&mut kernel, what.users, owner.as_ref())?.into_all());
     mounts.extend(bound);
-    handover::send(&ours, &mounts).map_err(system("handing the mounts over"))
+    let (folders, which) = folders::mount(&mut kernel, &what.folders, &mut |warning| {
+        mouth.warn(format!("distribution {}: {warning}", what.name));
+    });
+    mounts.extend(folders);
+    handover::send(&ours, &mounts, &which).map_err(system("handing the mounts over"))
 }

@@ -81,11 +81,12 @@ fn program(name: &str, package: &str, why: &str, needed: bool) -> Finding {
 }
 
 fn virtiofsd() -> Finding {
-    match which("virtiofsd", &["/usr/libexec", "/usr/lib/qemu", "/usr/lib"]) {
-        Some(path) => Finding::Good(path.display().to_string()),
-        None => Finding::Lacks(
-            "virtiofsd is not installed: folders of the host cannot be shared (Debian package virtiofsd, or qemu-system-common)".into(),
-        ),
+    match undercroft::folders::find() {
+        Ok(program) => match program.lack() {
+            None => Finding::Good(program.path.display().to_string()),
+            Some(lack) => Finding::Lacks(format!("folders of the host cannot be shared: {lack}")),
+        },
+        Err(error) => Finding::Lacks(format!("folders of the host cannot be shared: {error}")),
     }
 }
 

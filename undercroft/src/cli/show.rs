@@ -103,7 +103,7 @@ pub(super) fn status(status: &Status) -> String {
         Some(vm) => {
             let _ = writeln!(
                 text,
-                "virtual machine: kernel {}, {} CPUs, up {} (process {})\n  memory on the host: {} of {} at most\n  network: {}\n  {}",
+                "virtual machine: kernel {}, {} CPUs, up {} (process {})\n  memory on the host: {} of {} at most\n  network: {}\n{}  {}",
                 vm.kernel,
                 vm.cpus,
                 time(vm.up),
@@ -111,6 +111,7 @@ pub(super) fn status(status: &Status) -> String {
                 size(vm.resident),
                 size(vm.memory),
                 vm.network,
+                vm.folders.iter().map(|folder| format!("  folder: {folder}\n")).collect::<String>(),
                 vm.why
             );
         }
@@ -237,6 +238,7 @@ mod tests {
             resident: 312 << 20,
             up: 130,
             network: "nat".into(),
+            folders: vec!["/src in deb is /home/ada/src, read-only".into()],
             why: "3 distributions".into(),
             timeline: String::new(),
         };
@@ -251,6 +253,7 @@ mod tests {
         virtual machine: kernel 6.12.117, 4 CPUs, up 2 min (process 4711)
           memory on the host: 312 MiB of 8.0 GiB at most
           network: nat
+          folder: /src in deb is /home/ada/src, read-only
           3 distributions
 
           NAME          STATE            DISK  WHY

@@ -103,6 +103,7 @@ impl Service {
                     .trouble
                     .map_or(network.mode.to_owned(), |trouble| format!("{}: {trouble}", network.mode))
             },
+            folders: on.machine.folders().iter().map(ToString::to_string).collect(),
             why: self.why_machine(state),
             timeline: on.machine.timeline().to_string(),
         })

@@ -79,6 +79,7 @@ impl Service {
             console_log: Some(console),
             patience: settings.patience,
             network: network(&settings),
+            folders: crate::folders::wanted(&settings, &self.store),
         })?;
         Ok(Arc::new(machine))
     }

@@ -148,6 +148,9 @@ impl Service {
         };
         match machine.launch(&options) {
             Ok(distribution) => {
+                for missing in crate::folders::not_shared(&machine, name, &of.mounts) {
+                    self.note(missing);
+                }
                 for warning in machine.warnings() {
                     self.note(warning);
                 }

@@ -336,6 +336,8 @@ pub struct Vm {
     pub up: u64,
     /// How it reaches the world: `none`, `nat` or `tap`, and what is the matter with it.
     pub network: String,
+    /// The host's folders in distributions, a line each, and what is the matter with them.
+    pub folders: Vec<String>,
     /// Why it still runs, or when it will stop.
     pub why: String,
     /// The boot, step by step.

@@ -69,6 +69,9 @@ const MAIN: &[c_long] = &[
 /// KVM_RUN, and the emulated devices' own work: console output, eventfds, the activation and the reset of virtio devices.
 const VCPU: &[c_long] = &[SYS_clock_nanosleep, SYS_epoll_create1, SYS_epoll_ctl, SYS_eventfd2, SYS_shutdown];
 
+/// Descriptors for the process that serves a folder.
+const FOLDER_VCPU: &[c_long] = &[SYS_sendmsg];
+
 /// Unix sockets, randomness, network frames, memory that goes back, the console.
 const DEVICES: &[c_long] = &[
     SYS_accept4,
@@ -131,7 +134,7 @@ const BLKSSZGET: u64 = 0x1268;
 fn ioctls(kind: ThreadKind) -> &'static [u64] {
     match kind {
         ThreadKind::Main => &[TCGETS, TCSETS, BLKGETSIZE64, BLKSSZGET, TUNGETIFF, TUNSETVNETHDRSZ],
-        ThreadKind::Vcpu => &[KVM_RUN, KVM_GET_REGS],
+        ThreadKind::Vcpu | ThreadKind::FolderVcpu => &[KVM_RUN, KVM_GET_REGS],
         ThreadKind::Devices => &[TUNSETOFFLOAD],
         ThreadKind::Disk => &[BLKDISCARD, BLKZEROOUT],
         ThreadKind::Spawner => &[
@@ -154,6 +157,7 @@ fn rules(kind: ThreadKind) -> Result<Rules, Error> {
     let lists: &[&[c_long]] = match kind {
         ThreadKind::Main => &[EVERYONE, MAIN],
         ThreadKind::Vcpu => &[EVERYONE, VCPU],
+        ThreadKind::FolderVcpu => &[EVERYONE, VCPU, FOLDER_VCPU],
         ThreadKind::Devices => &[EVERYONE, DEVICES],
         ThreadKind::Disk => &[EVERYONE, DISK],
         ThreadKind::Spawner => &[EVERYONE, VCPU, DEVICES, DISK, SPAWNER],
@@ -193,8 +197,8 @@ pub(super) fn program(kind: ThreadKind, seccomp: Seccomp) -> Result<BpfProgram, 
 mod tests {
     use super::*;
 
-    const KINDS: [ThreadKind; 4] =
-        [ThreadKind::Main, ThreadKind::Vcpu, ThreadKind::Devices, ThreadKind::Disk];
+    const KINDS: [ThreadKind; 5] =
+        [ThreadKind::Main, ThreadKind::Vcpu, ThreadKind::FolderVcpu, ThreadKind::Devices, ThreadKind::Disk];
 
     #[test]
     fn every_filter_compiles_within_the_kernels_limit() {
@@ -206,7 +210,7 @@ mod tests {
     #[test]
     fn the_spawner_may_what_its_threads_may() {
         let spawner = rules(ThreadKind::Spawner).unwrap();
-        for kind in [ThreadKind::Vcpu, ThreadKind::Devices, ThreadKind::Disk] {
+        for kind in [ThreadKind::Vcpu, ThreadKind::FolderVcpu, ThreadKind::Devices, ThreadKind::Disk] {
             assert!(rules(kind).unwrap().keys().all(|call| spawner.contains_key(call)), "{kind:?}");
         }
     }

@@ -47,6 +47,8 @@ pub enum ThreadKind {
     Main,
     /// Runs a vCPU.
     Vcpu,
+    /// The same in a machine with folders, each of which a process beside the VMM is told to serve when its driver starts.
+    FolderVcpu,
     /// The loop of vsock, network, rng, balloon, memory and console.
     Devices,
     /// A disk's queue.

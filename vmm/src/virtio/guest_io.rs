@@ -311,6 +311,25 @@ mod tests {
         }
     }
 
+    /// Of several regions of one file, as shared guest memory is, the right one loses its pages.
+    #[test]
+    fn shared_memory_goes_back_as_a_hole() {
+        use std::os::unix::fs::MetadataExt;
+        let memory = crate::memory::map_shared(4 << 10, None).unwrap();
+        let blocks = || {
+            let region = memory.find_region(GuestAddress(0)).unwrap();
+            region.file_offset().unwrap().file().metadata().unwrap().blocks()
+        };
+        let places = [GuestAddress(0x10_0000), GuestAddress(crate::arch::layout::HIGH_RAM_START)];
+        for address in places {
+            memory.write_slice(&[7; 0x2000], address).unwrap();
+        }
+        assert_eq!(blocks(), 4 * 4096 / 512);
+        discard(&memory, places[1], 0x2000).unwrap();
+        assert_eq!(blocks(), 2 * 4096 / 512);
+        assert_eq!(places.map(|place| memory.read_obj::<u8>(place).unwrap()), [7, 0]);
+    }
+
     #[test]
     fn files_and_memory_exchange_bytes_in_place() {
         let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x4000)]).unwrap();

@@ -16,6 +16,7 @@ pub mod console;
 pub mod device;
 pub mod disk;
 pub mod event_loop;
+pub mod fs;
 #[cfg(any(test, feature = "fuzzing"))]
 pub mod hostile;
 pub mod mem;

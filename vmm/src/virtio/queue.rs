@@ -63,6 +63,19 @@ pub enum Violation {
     Order(u16),
 }
 
+/// Where a queue lies in guest memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Rings {
+    /// How many descriptors it has.
+    pub(super) size: u16,
+    /// The descriptor table's guest physical address.
+    pub(super) descriptors: u64,
+    /// The available ring's.
+    pub(super) available: u64,
+    /// The used ring's.
+    pub(super) used: u64,
+}
+
 /// One queue of an activated device.
 #[derive(Debug)]
 pub struct VirtQueue {
@@ -117,6 +130,33 @@ impl VirtQueue {
     /// Guest memory.
     pub fn memory(&self) -> &GuestMemoryMmap {
         &self.memory
+    }
+
+    /// Where its rings are, for somebody else to work on it.
+    pub(super) fn rings(&self) -> Rings {
+        Rings {
+            size: self.queue.size(),
+            descriptors: self.queue.desc_table(),
+            available: self.queue.avail_ring(),
+            used: self.queue.used_ring(),
+        }
+    }
+
+    /// Goes on where that somebody has stopped: at the first chain that was not given back, if chains were given back in the
+    /// order in which they came. If they were not, the driver finds some back twice.
+    pub(super) fn take_over(&mut self) {
+        let index = |ring: u64| {
+            let at = GuestAddress(ring.checked_add(2)?);
+            self.memory.load::<u16>(at, Ordering::Acquire).ok().map(u16::from_le)
+        };
+        let (available, used) = (index(self.queue.avail_ring()), index(self.queue.used_ring()));
+        match (available, used) {
+            (Some(available), Some(used)) if available.wrapping_sub(used) <= self.queue.size() => {
+                self.queue.set_next_avail(used);
+                self.queue.set_next_used(used);
+            }
+            _ => self.violate(&Violation::AvailableIndex),
+        }
     }
 
     /// What rings when the driver has added chains.

@@ -57,7 +57,11 @@ pub(crate) struct Driver {
 impl Driver {
     /// A driver that has not said anything to its device yet.
     pub(crate) fn new(device: Box<dyn VirtioDevice>) -> Self {
-        let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), MEMORY as usize)]).unwrap();
+        Self::with(GuestMemoryMmap::from_ranges(&[(GuestAddress(0), MEMORY as usize)]).unwrap(), device)
+    }
+
+    /// The same with memory of the test's own, [`MEMORY`] bytes of it from 0 on.
+    pub(crate) fn with(memory: GuestMemoryMmap, device: Box<dyn VirtioDevice>) -> Self {
         let transport = MmioTransport::new(device, memory.clone(), Interrupt::new().unwrap()).unwrap();
         Self { memory, transport, rings: Vec::new(), next_buffer: BUFFERS }
     }

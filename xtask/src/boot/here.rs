@@ -48,6 +48,7 @@ fn with_machine(plan: &Plan, signals: &Signals) -> anyhow::Result<u8> {
         modules_disk: plan.modules_disk.clone(),
         console_log: Some(plan.console_log.clone()),
         network: Default::default(),
+        folders: Default::default(),
         patience: plan.patience,
     };
     let machine = Machine::start_with(options, |stopper| signals.to_machine(stopper))?;

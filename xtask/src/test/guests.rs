@@ -91,6 +91,7 @@ fn prepare() -> anyhow::Result<Suite> {
         guest,
         vmm: boot::programs::vmm()?,
         product: boot::programs::product()?,
+        virtiofsd: lab::rust_virtiofsd()?,
         busybox,
         debian: boot::debian::archive(&cache, "bookworm")?,
         debian13: boot::debian::archive(&cache, "trixie")?,

@@ -19,6 +19,7 @@ mod block;
 mod census;
 mod console;
 mod echo;
+mod fs;
 mod guest;
 mod land;
 pub(super) mod ledger;
@@ -50,6 +51,7 @@ pub const TARGETS: &[Target] = &[
     ("rng", attack::<rng::Subject>),
     ("console", attack::<console::Subject>),
     ("net", attack::<net::Subject>),
+    ("fs", attack::<fs::Subject>),
 ];
 
 /// Runs a program against the device of this name.

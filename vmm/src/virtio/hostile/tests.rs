@@ -63,7 +63,7 @@ macro_rules! targets {
 const CASES: u32 = 256;
 const LONGEST: usize = 600;
 
-targets! { transport block scsi vsock balloon rng console net }
+targets! { transport block scsi vsock balloon rng console net fs }
 
 #[test]
 fn every_target_is_tested() {

@@ -1,0 +1,177 @@
+//! Folders of the host's in distributions: whose files they are, what can be done with them, and what a lost server costs.
+
+use std::{
+    fs,
+    os::unix::fs::{MetadataExt, PermissionsExt},
+    path::Path,
+    process::Command,
+};
+
+use rstest::rstest;
+use undercroft::{FolderOptions, SharedFolder};
+use undercroft_harness::{
+    outcome::{Failure, Outcome},
+    product::Product,
+    vm::{Kernel, boot, guest_test},
+};
+
+const MACHINE: &str = "memory=512MB\nprocessors=1\nswap=0\n";
+
+/// A folder with a file, a program and something large.
+fn fill(folder: &Path) -> Outcome {
+    fs::create_dir_all(folder)?;
+    fs::write(folder.join("from-host"), "hello\n")?;
+    fs::write(folder.join("run"), "#!/bin/sh\necho ran as $(id -u)\n")?;
+    fs::set_permissions(folder.join("run"), fs::Permissions::from_mode(0o755))?;
+    let large: Vec<u8> = (0..24 << 20_u32).map(|n| (n ^ (n >> 9)) as u8).collect();
+    fs::write(folder.join("large"), large)?;
+    Ok(())
+}
+
+fn sum(path: &Path) -> Result<String, Failure> {
+    let output = Command::new("sha256sum").arg(path).output()?;
+    Ok(String::from_utf8_lossy(&output.stdout).split(' ').next().unwrap_or_default().to_owned())
+}
+
+/// The servers of a product's folders.
+fn servers(one: &Product) -> Result<Vec<String>, Failure> {
+    let service = one.service().ok_or_else(|| Failure::Failed("there is no service".into()))?;
+    let output = Command::new("pgrep").args(["-P", &service.to_string(), "virtiofsd"]).output()?;
+    Ok(String::from_utf8_lossy(&output.stdout).split_whitespace().map(str::to_owned).collect())
+}
+
+#[rstest]
+fn folders_by_configuration(#[values(Kernel::Stock, Kernel::Tuned)] kernel: Kernel) -> Outcome {
+    guest_test(|suite| {
+        let home = tempfile::Builder::new().prefix("shared-").tempdir()?;
+        let (src, fixed) = (home.path().join("src"), home.path().join("fixed"));
+        fill(&src)?;
+        fill(&fixed)?;
+        let (at, to) = (src.display(), fixed.display());
+        let mounts = format!(
+            "{MACHINE}[distribution \"a\"]\nmount={at}:/mnt/src\nmount={to}:/fixed:ro\nmount=/nonexistent:/x\n"
+        );
+        let one = Product::new(suite, kernel, &mounts)?;
+        for name in ["a", "b"] {
+            one.say(&format!("import {name} {}", suite.busybox.display()))?;
+        }
+        let sh = |script: &str| one.sh("a", script);
+
+        // From the host, as the first person's.
+        assert_eq!(sh("cat /mnt/src/from-host")?, "hello");
+        assert_eq!(sh("stat -c %u:%g /mnt/src/from-host /mnt/src")?, "1000:1000\n1000:1000");
+        assert_eq!(sh("/mnt/src/run")?, "ran as 0");
+        assert_eq!(one.say("run --user 1000 a /mnt/src/run")?, "ran as 1000");
+        let large = sh("sha256sum < /mnt/src/large")?;
+        assert_eq!(large.split(' ').next(), Some(sum(&src.join("large"))?.as_str()));
+        // To the host, as its user's, whoever it was.
+        sh("echo root > /mnt/src/by-root; chown 7:7 /mnt/src/by-root; mkdir -p /mnt/src/d/e")?;
+        one.say_words(["run", "--user", "1000", "a", "/bin/sh", "-c", "echo person > /mnt/src/by-person"])?;
+        sh("cp /mnt/src/large /mnt/src/copy; mv /mnt/src/copy /mnt/src/d/e/; ln -s by-root /mnt/src/link")?;
+        let user = nix::unistd::geteuid().as_raw();
+        for (name, text) in [("by-root", "root\n"), ("by-person", "person\n"), ("link", "root\n")] {
+            assert_eq!(fs::read_to_string(src.join(name))?, text);
+            assert_eq!(fs::metadata(src.join(name))?.uid(), user, "{name}");
+        }
+        assert_eq!(sum(&src.join("d/e/copy"))?, sum(&src.join("large"))?);
+        // What the host changes is seen a second later at the latest.
+        fs::write(src.join("from-host"), "changed\n")?;
+        one.until("the change is seen", || Ok(sh("cat /mnt/src/from-host")? == "changed"))?;
+
+        // Nothing can be written where it may only be read, and no mount of root's changes that.
+        assert_eq!(sh("cat /fixed/from-host")?, "hello");
+        let write = "echo x > /fixed/from-host";
+        assert_eq!(one.command(["run", "a", "sh", "-c", write]).status()?.code(), Some(1));
+        let again = format!("mount -o remount,rw /fixed; {write}");
+        assert_ne!(one.command(["run", "a", "sh", "-c", &again]).status()?.code(), Some(0));
+        assert_eq!(fs::read_to_string(fixed.join("from-host"))?, "hello\n");
+
+        // Nobody else has them; what is not there is told with its line.
+        assert_eq!(one.sh("b", "test -e /mnt/src || test -e /fixed || echo nothing")?, "nothing");
+        let status = one.say("status")?;
+        for wanted in [
+            format!("folder: /mnt/src in a is {at}\n"),
+            format!("folder: /fixed in a is {to}, read-only\n"),
+            ".wslconfig:9: /nonexistent is not shared: No such file".into(),
+        ] {
+            assert!(status.contains(&wanted), "{wanted:?} is not in\n{status}");
+        }
+
+        // A server that is killed while it works: who waits for it is told, and all else goes on.
+        let before = servers(&one)?;
+        assert_eq!(before.len(), 2, "{before:?}");
+        let mut reader = one
+            .command(["run", "a", "sh", "-c", "while cat /mnt/src/large > /dev/null; do :; done 2>/dev/null"])
+            .spawn()?;
+        Command::new("kill").arg("-9").args(&before).status()?;
+        assert!(reader.wait()?.success(), "what read from it has ended by itself");
+        let lost = one.try_say("run a cat /mnt/src/from-host")?;
+        let error = String::from_utf8_lossy(&lost.stderr).into_owned();
+        assert!(lost.status.code() == Some(1) && error.contains("not connected"), "{error}");
+        let status = one.say("status")?;
+        assert!(status.contains("it is gone until the virtual machine is started anew"), "{status}");
+        assert_eq!(sh("echo lives")?, "lives");
+        // The distribution stops and starts without.
+        one.say("terminate a")?;
+        assert_eq!(sh("ls /mnt/src | wc -l")?, "0");
+        one.say("shutdown")?;
+        assert_eq!(sh("cat /mnt/src/by-root")?, "root");
+        one.finish()
+    })
+}
+
+/// A program that watches a folder, makes something in it, and says what it was told (inotify(7), by its numbers on x86-64).
+const WATCH: &str = r#"
+my $fd = syscall(253); my $path = "/src"; syscall(254, $fd, $path, 0x100) >= 0 or die "watch: $!";
+if (!fork) { open(my $f, ">", "/src/new") or die; exit }
+alarm 60; open(my $in, "<&=", $fd); sysread($in, my $event, 4096);
+my ($wd, $mask, $cookie, $length, $name) = unpack("i I I I Z*", $event); print "$mask $name\n";
+"#;
+
+#[test]
+fn what_is_changed_inside_is_told_inside() -> Outcome {
+    guest_test(|suite| {
+        let host = tempfile::tempdir()?;
+        let folder = SharedFolder {
+            distribution: "a".into(),
+            host: host.path().into(),
+            guest: "/src".into(),
+            read_only: false,
+            own_users: true,
+            owner: 0,
+            origin: "test".into(),
+        };
+        let folders = FolderOptions { program: Some(suite.virtiofsd.clone()), shared: vec![folder] };
+        let vm = boot(suite, Kernel::Tuned).folders(folders).distro("a", &suite.debian).start()?;
+        fs::write(host.path().join("watch"), WATCH)?;
+        assert_eq!(vm.machine().warnings(), [""; 0]);
+        assert_eq!(vm.read("a", "perl /src/watch")?.trim(), "256 new");
+        assert_eq!(vm.read("a", "stat -c %u /src/watch")?.trim(), "0");
+        vm.power_off()
+    })
+}
+
+/// A virtiofsd that is none costs the folder, and nothing else.
+#[test]
+fn a_host_without_virtiofsd() -> Outcome {
+    guest_test(|suite| {
+        let mut folders = FolderOptions { program: Some("/bin/false".into()), ..FolderOptions::default() };
+        folders.shared.push(SharedFolder {
+            distribution: "a".into(),
+            host: "/tmp".into(),
+            guest: "/src".into(),
+            read_only: false,
+            own_users: true,
+            owner: 1000,
+            origin: ".wslconfig:7".into(),
+        });
+        let vm = boot(suite, Kernel::Tuned).folders(folders).distro("a", &suite.busybox).start()?;
+        let warnings = vm.machine().warnings().join("\n");
+        assert!(
+            warnings.contains(".wslconfig:7: /tmp is not shared: /bin/false is no virtiofsd"),
+            "{warnings}"
+        );
+        assert_eq!(vm.read("a", "test -e /src || echo works")?.trim(), "works");
+        vm.power_off()
+    })
+}

@@ -1,0 +1,168 @@
+//! A virtiofsd that serves one folder until the machine ends, or it does.
+//!
+//! It has a sandbox of its own making: namespaces in which there is nothing but the folder, no network, no capabilities of
+//! consequence, a seccomp filter. It gets no new privileges, and ends when the VMM closes its socket, or with this process.
+
+use std::{
+    ffi::OsString,
+    fs::OpenOptions,
+    os::{
+        fd::AsRawFd,
+        unix::{fs::OpenOptionsExt, net::UnixListener, process::CommandExt},
+    },
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, mpsc},
+    thread::JoinHandle,
+    time::Duration,
+};
+
+use nix::{
+    errno::Errno,
+    sys::{
+        signal::{Signal, kill},
+        wait::{Id, WaitPidFlag, waitid},
+    },
+    unistd::Pid,
+};
+
+use crate::{board::Board, console::last_lines, guest::spawn};
+
+/// With the machine's end it ends, too, which is known a moment later.
+const EXPLANATION: Duration = Duration::from_secs(2);
+
+/// A virtiofsd, killed when this is dropped.
+#[derive(Debug)]
+pub(super) struct Server {
+    shared: Arc<Shared>,
+    thread: Option<JoinHandle<()>>,
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    watched: Mutex<Watched>,
+    changed: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct Watched {
+    /// As long as the number is its own.
+    pid: Option<Pid>,
+    /// How it ended.
+    end: Option<String>,
+    is_stopping: bool,
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, Watched> {
+        self.watched.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether it is to stop, now or while this waits.
+    fn stops_within(&self, limit: Duration) -> bool {
+        let wait = self.changed.wait_timeout_while(self.lock(), limit, |watched| !watched.is_stopping);
+        wait.unwrap_or_else(PoisonError::into_inner).0.is_stopping
+    }
+}
+
+impl Server {
+    /// Starts it; it accepts one connection from `listener`. What it says goes to a file at `messages`. `what` names its folder
+    /// in the warning that it has ended.
+    ///
+    /// # Errors
+    /// It cannot be executed.
+    pub(super) fn start(
+        program: &Path,
+        arguments: Vec<OsString>,
+        listener: UnixListener,
+        messages: PathBuf,
+        what: String,
+        board: Arc<Board>,
+    ) -> Result<Self, String> {
+        let mut log = OpenOptions::new();
+        log.write(true).create(true).truncate(true).mode(0o600);
+        let log =
+            log.open(&messages).map_err(|error| format!("no file for its server's messages: {error}"))?;
+        let mut command = Command::new(program);
+        command
+            .args(arguments)
+            .arg(format!("--fd={}", listener.as_raw_fd()))
+            .env_clear()
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log)
+            .process_group(0);
+        crate::spawn::prepare_unprivileged(&mut command, vec![listener.as_raw_fd()]);
+        let shared = Arc::new(Shared::default());
+        let watched = shared.clone();
+        let (started, start) = mpsc::channel();
+        let path = program.to_owned();
+        // The thread that starts it also waits for it: its death is the process's (PR_SET_PDEATHSIG).
+        let thread = spawn("virtiofsd", move || {
+            let child = command.spawn();
+            // Its end of the socket is its own alone: when it ends, that is closed.
+            drop((listener, command));
+            match child {
+                Ok(child) => {
+                    watched.lock().pid = Some(Pid::from_raw(child.id() as i32));
+                    let waits = started.send(Ok(()));
+                    debug_assert!(waits.is_ok(), "the starting thread waits for this");
+                    watch(child, &watched, &messages, &what, &board);
+                }
+                Err(error) => drop(started.send(Err(error))),
+            }
+        });
+        let thread = thread.map_err(|error| error.to_string())?;
+        match start.recv() {
+            Ok(Ok(())) => Ok(Self { shared, thread: Some(thread) }),
+            Ok(Err(error)) => Err(format!("{} cannot be executed: {error}", path.display())),
+            Err(_) => Err("its server's thread has ended".into()),
+        }
+    }
+
+    /// Its process id, as long as it runs.
+    pub(super) fn pid(&self) -> Option<u32> {
+        self.shared.lock().pid.map(|pid| pid.as_raw() as u32)
+    }
+
+    /// That it has ended, and what that means.
+    pub(super) fn trouble(&self) -> Option<String> {
+        let watched = self.shared.lock();
+        watched.end.as_ref().map(|end| format!("{end}; it is gone until the virtual machine is started anew"))
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let mut watched = self.shared.lock();
+        watched.is_stopping = true;
+        if let Some(pid) = watched.pid {
+            // It may be a zombie already.
+            let _ = kill(pid, Signal::SIGKILL);
+        }
+        drop(watched);
+        self.shared.changed.notify_all();
+        if let Some(thread) = self.thread.take() {
+            // A panic of it was printed.
+            let _ = thread.join();
+        }
+    }
+}
+
+/// Waits for its end, and says so if nobody wanted it.
+fn watch(mut child: Child, shared: &Shared, messages: &Path, what: &str, board: &Board) {
+    let pid = Pid::from_raw(child.id() as i32);
+    // First without reaping, so that the number cannot become another process's while it is being killed.
+    let ended = WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT;
+    while waitid(Id::Pid(pid), ended) == Err(Errno::EINTR) {}
+    shared.lock().pid = None;
+    let status = child.wait().map_or_else(|error| error.to_string(), |status| status.to_string());
+    let words = last_lines(messages, 3).join("; ");
+    let colon = if words.is_empty() { "" } else { ": " };
+    let end = format!("virtiofsd ended ({status}){colon}{words}");
+    shared.lock().end = Some(end.clone());
+    if shared.stops_within(EXPLANATION) || board.lock().ended.is_some() {
+        return;
+    }
+    board.warn(format!("{what} is gone until the virtual machine is started anew: {end}"));
+}
