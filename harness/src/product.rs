@@ -16,6 +16,7 @@ use crate::{
     lab,
     outcome::{Failure, Outcome},
     suite::Suite,
+    typist::Typist,
     vm::Kernel,
 };
 
@@ -123,6 +124,11 @@ impl Product {
     pub fn spawn(&self, line: &str) -> Result<Child, Failure> {
         let mut command = self.command(line.split_whitespace());
         Ok(command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?)
+    }
+
+    /// Starts it on a terminal.
+    pub fn at_a_terminal(&self, line: &str) -> Result<Typist, Failure> {
+        Typist::start(self.command(line.split_whitespace()))
     }
 
     /// `status --json`.

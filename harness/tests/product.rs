@@ -17,6 +17,9 @@ use undercroft_harness::{
 const SHORT: &str =
     "memory=512MB\nprocessors=1\nswap=0\nvmIdleTimeout=4000\n[general]\ninstanceIdleTimeout=4000\n";
 
+/// Times that no test comes to.
+const QUIET: &str = "memory=512MB\nprocessors=1\nswap=0\n";
+
 fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).trim_end().to_owned()
 }
@@ -160,6 +163,56 @@ fn many_sessions() -> Outcome {
         }
         one.until("nothing is left of them", || Ok(count("fd")? <= before.0 && count("task")? < 40))?;
         assert_eq!(processes("a")?, before.1);
+        one.finish()
+    })
+}
+
+/// A new distribution's makers have their command run before the first shell, and only then; what they call it, it is called.
+#[test]
+fn it_is_set_up_before_the_first_shell() -> Outcome {
+    guest_test(|suite| {
+        let one = Product::new(suite, Kernel::Tuned, QUIET)?;
+        let package = one.folder().join("package.wsl");
+        let script = "#!/bin/sh\nread word\necho \"so: $word\"\ntest \"$word\" = good\n";
+        Archive::busybox("made up")?
+            .file("bin/set-up", script.as_bytes(), Meta::mode(0o755))?
+            .text(
+                "etc/wsl-distribution.conf",
+                "[oobe]\ncommand=/bin/set-up\ndefaultUid=1000\ndefaultName=Made-Up\n[shortcut]\nicon=/x.ico\n",
+            )?
+            .write(&package)?;
+        one.say(&format!("install {}", package.display()))?;
+        assert_eq!(one.state("Made-Up")?, "stopped");
+        // A command does not wait for it.
+        assert_eq!(one.say("run Made-Up id -u")?, "0");
+        assert_eq!(one.say("-d Made-Up -- id -u")?, "0");
+
+        let mut failing = one.at_a_terminal("run Made-Up")?;
+        failing.sees("by `/bin/set-up`")?;
+        let second = one.at_a_terminal("run Made-Up")?.end()?;
+        assert!(second.1.contains("in another terminal"), "{}", second.1);
+        failing.press("bad\n")?;
+        let (status, screen) = failing.end()?;
+        assert_eq!(status.code(), Some(125), "{screen}");
+        assert!(screen.contains("so: bad") && screen.contains("Made-Up is not set up"), "{screen}");
+        assert!(screen.contains("shortcut.icon has no meaning here"), "{screen}");
+        assert_eq!(one.say("run Made-Up id -u")?, "0");
+
+        let mut first = one.at_a_terminal("run Made-Up")?;
+        first.sees("by `/bin/set-up`")?;
+        first.press("good\n")?;
+        first.sees("so: good")?;
+        first.press("echo is=$(id -u)\nexit 3\n")?;
+        let (status, screen) = first.end()?;
+        assert_eq!(status.code(), Some(3), "{screen}");
+        assert!(screen.contains("is=1000"), "{screen}");
+        assert_eq!(one.say("run Made-Up id -u")?, "1000");
+
+        let mut shell = one.at_a_terminal("-d Made-Up")?;
+        shell.press("exit 4\n")?;
+        let (status, screen) = shell.end()?;
+        assert_eq!(status.code(), Some(4), "{screen}");
+        assert!(!screen.contains("set-up"), "{screen}");
         one.finish()
     })
 }

@@ -56,6 +56,17 @@ pub enum ServiceError {
     /// It is to be used as it is, and does not run.
     #[error("{0} does not run: `undercroft run {0}` starts it")]
     NotRunning(String),
+    /// Somebody else is at it.
+    #[error("{0} is being set up in another terminal: finish that first")]
+    BeingSetUp(String),
+    /// What its makers say cannot be read.
+    #[error("cannot read /etc/wsl-distribution.conf of {name}, which says how it is set up: {reason}")]
+    Package {
+        /// Which distribution.
+        name: String,
+        /// Why not.
+        reason: String,
+    },
     /// KVM is no good here.
     #[error("{0}")]
     NoKvm(String),

@@ -168,7 +168,18 @@ mod tests {
     fn state(now: Instant, entries: &[(&str, Doing, u32, u64)]) -> State {
         let entries = entries.iter().map(|&(name, doing, sessions, idle)| {
             let idle = now - Duration::from_secs(idle);
-            (name.to_owned(), Entry { name: name.into(), doing, live: None, sessions, idle, keep: false })
+            (
+                name.to_owned(),
+                Entry {
+                    name: name.into(),
+                    doing,
+                    live: None,
+                    sessions,
+                    idle,
+                    keep: false,
+                    setting_up: false,
+                },
+            )
         });
         State {
             host: Host::Off,

@@ -33,6 +33,11 @@ impl Use {
     pub(super) fn live(&self) -> &Live {
         &self.live
     }
+
+    /// The distribution's name.
+    pub(super) fn name(&self) -> &str {
+        &self.name
+    }
 }
 
 impl Drop for Use {

@@ -6,7 +6,11 @@ use std::{
     sync::Arc,
 };
 
-use undercroft_protocol::{read_frame, write_frame};
+use undercroft_protocol::{
+    read_frame,
+    session::{ExitStatus, Program as What},
+    write_frame,
+};
 
 use super::{
     ServiceError,
@@ -26,6 +30,11 @@ impl Service {
     pub(super) fn run(self: &Arc<Self>, run: Run, stream: &UnixStream) -> Result<()> {
         let name = self.name(run.distribution.as_deref())?;
         let place = self.using(&name, run.start)?;
+        if let (Some(size), What::LoginShell) = (run.terminal, &run.program)
+            && self.set_up(&place, size, &run.environment, stream)?
+        {
+            return Ok(());
+        }
         let distribution = &place.live().distribution;
         let mut program = Program::what(run.program);
         for (variable, value) in run.environment {
@@ -43,10 +52,16 @@ impl Service {
             None => distribution.exec(&program, Pipes::ALL),
         };
         let session = session.map_err(|error| explained(&place.live().machine, error))?;
-        self.attend(session, stream)
+        self.attend(session, stream, |_| Ok(()))
     }
 
-    fn attend(&self, mut session: Session, mut stream: &UnixStream) -> Result<()> {
+    /// Hands a session's streams to a client, passes on what it says, and tells the end, before which `ended` is called.
+    pub(super) fn attend(
+        &self,
+        mut session: Session,
+        mut stream: &UnixStream,
+        ended: impl FnOnce(ExitStatus) -> Result<()>,
+    ) -> Result<()> {
         let streams = session.take_streams();
         let handed: Vec<_> = match &streams {
             Some(Streams::Terminal(stream)) => vec![stream.as_fd()],
@@ -65,9 +80,11 @@ impl Service {
         let (reader, control) = (stream.try_clone().map_err(failed)?, session.control());
         let listener = spawn("session", move || listen(reader, &control))?;
         let status = session.wait();
-        let told = status.map(|status| {
+        let told = status.and_then(|status| {
+            ended(status)?;
             // A client that is gone does not mind.
             let _ = write_frame(&mut stream, &Event::Exited(status));
+            Ok(())
         });
         // Ends the listener, too.
         let _ = stream.shutdown(Shutdown::Read);

@@ -72,6 +72,8 @@ pub(super) struct Entry {
     pub(super) idle: Instant,
     /// It does not stop for idleness.
     pub(super) keep: bool,
+    /// Somebody sets it up.
+    pub(super) setting_up: bool,
 }
 
 /// A distribution that was launched.
@@ -181,6 +183,7 @@ impl State {
                     sessions: 0,
                     idle: Instant::now(),
                     keep: false,
+                    setting_up: false,
                 };
                 self.distributions.insert(name.to_ascii_lowercase(), entry);
                 Ok(())

@@ -209,6 +209,13 @@ pub enum Event {
         /// What a shell would give as status (126, 127), if it is about the program.
         status: Option<i32>,
     },
+    /// The distribution has to be set up first: what is started now is this, and what was asked for is to be asked again.
+    SetUp {
+        /// The distribution.
+        name: String,
+        /// Its `oobe.command`.
+        command: String,
+    },
 }
 
 /// What came of a request.
