@@ -175,7 +175,8 @@ fn watch() -> anyhow::Result<()> {
 }
 
 fn import(what: action::Import) -> anyhow::Result<()> {
-    let action::Import { name, origin, list, flat, size } = what;
+    let action::Import { name, origin, list, making: action::Making { flat, size, location } } = what;
+    let location = location.map(std::path::absolute).transpose()?;
     let stdin = matches!(&origin, action::Origin::File(path) if path == Path::new("-"));
     if stdin && io::stdin().is_terminal() {
         bail!("-: expected a tar archive on standard input, which is a terminal");
@@ -193,7 +194,7 @@ fn import(what: action::Import) -> anyhow::Result<()> {
     let bar = Bar::new();
     let input = io::stdin();
     let stream: Option<&dyn std::os::fd::AsFd> = stdin.then_some(&input as _);
-    let request = Request::Import(Import { name, origin, list, flat, size });
+    let request = Request::Import(Import { name, origin, list, flat, size, location });
     let answer = Client::new()?.ask(&request, stream, |event| bar.show(event))?;
     drop(bar);
     if let Answer::Text(lines) = answer {

@@ -13,7 +13,10 @@ use undercroft::{
 };
 use undercroft_protocol::session::{ExitStatus, Program as What};
 
-use super::action::{Program, Run};
+use super::{
+    action::{Program, Run},
+    console::Console,
+};
 
 /// Runs it; gives its status as a shell would.
 pub(super) fn run(run: Run) -> anyhow::Result<u8> {
@@ -35,6 +38,7 @@ pub(super) fn run(run: Run) -> anyhow::Result<u8> {
     let client = Client::new()?;
     loop {
         let mut set_up = None;
+        let console = Console::if_wanted();
         // Until the process runs a Ctrl-C ends this client, and with it what was asked.
         let session = client.run(request.clone(), |event| match event {
             Event::Warning(line) => eprintln!("warning: {line}"),
@@ -44,6 +48,7 @@ pub(super) fn run(run: Run) -> anyhow::Result<u8> {
             }
             _ => {}
         })?;
+        drop(console);
         let signals = Signals::watch()?;
         let status = if interactive {
             terminal::relay(session, &signals)?

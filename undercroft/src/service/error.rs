@@ -1,10 +1,11 @@
 //! What the service refuses, and what keeps a client from it.
 
-use std::path::PathBuf;
+use std::{path::PathBuf, time::Duration};
 
 use undercroft_protocol::FrameError;
 
 use super::wire::Doing;
+use crate::error::Console;
 
 /// Why a request was refused, or the service could not be asked.
 #[derive(Debug, thiserror::Error)]
@@ -66,6 +67,32 @@ pub enum ServiceError {
         name: String,
         /// Why not.
         reason: String,
+    },
+    /// The kernel took too long.
+    #[error(
+        "the virtual machine did not boot within {} ms (`kernelBootTimeout` in .wslconfig), and was stopped{console}",
+        limit.as_millis()
+    )]
+    SlowBoot {
+        /// How long it had.
+        limit: Duration,
+        /// What it said last.
+        console: Console,
+    },
+    /// A distribution took too long.
+    #[error(
+        "{name} did not start within {} ms (`distributionStartTimeout` in .wslconfig), and was stopped: {what} was waited for{console}",
+        limit.as_millis()
+    )]
+    SlowStart {
+        /// Which.
+        name: String,
+        /// What it had not done.
+        what: &'static str,
+        /// How long it had.
+        limit: Duration,
+        /// What the machine said last.
+        console: Console,
     },
     /// KVM is no good here.
     #[error("{0}")]

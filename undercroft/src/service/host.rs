@@ -16,7 +16,7 @@ use super::{
     state::{Host, On, Service},
 };
 use crate::{
-    Cause, Machine, MachineOptions, NatOptions, NetworkMode, NetworkOptions,
+    Cause, HELLO, Machine, MachineOptions, NatOptions, NetworkMode, NetworkOptions,
     error::{Error, Result},
     guest::spawn,
     machine_config,
@@ -71,13 +71,18 @@ impl Service {
         }
         let console = settings.host.debug_console_log_file.clone().unwrap_or_else(|| self.paths.console());
         rotate(&console);
-        let machine = Machine::start(MachineOptions {
+        let options = MachineOptions {
             vmm: parts.vmm,
             config,
             modules_disk: settings.host.kernel_modules.clone().or(parts.kernel.modules_disk),
             console_log: Some(console),
             patience: settings.patience,
             network: network(&settings),
+        };
+        let limit = settings.host.kernel_boot_timeout * settings.patience;
+        let machine = Machine::start_within(options, limit, |_| ()).map_err(|error| match error {
+            Error::Timeout { what: HELLO, console, .. } => ServiceError::SlowBoot { limit, console }.into(),
+            error => error,
         })?;
         Ok(Arc::new(machine))
     }

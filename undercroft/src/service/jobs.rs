@@ -24,7 +24,7 @@ use super::{
 };
 use crate::{
     Archive,
-    error::{Error, Result},
+    error::{Error, Result, chain},
     guest::spawn,
     source::{Cache, Cancel, Content, Lists, Obtained, Order, Source},
     store::{StoreError, check_name},
@@ -148,8 +148,28 @@ impl Service {
         for warning in &obtained.warnings {
             reporter.warn(warning);
         }
+        let place =
+            import.location.clone().or_else(|| self.settings().host.distribution_install_path.clone());
+        if let Some(place) = &place {
+            // Before it takes long.
+            let made = std::fs::create_dir_all(place);
+            made.map_err(|source| Error::File { what: "create", path: place.clone(), source })?;
+        }
         let imported = self.make(&name, import, &obtained, &mut reporter)?;
         obtained.discard();
+        if let Some(place) = &place {
+            let what = format!("moving the disk of {name} to {}", place.display());
+            let tell = &mut |done, total| {
+                reporter.progress(&what, done, Some(total));
+                Ok(())
+            };
+            if let Err(error) = self.store.relocate(&name, Some(place), tell) {
+                reporter.warn(&format!(
+                    "the disk of {name} stays in the store ({}): `undercroft move {name} DIRECTORY` puts it elsewhere",
+                    chain(&error)
+                ));
+            }
+        }
         for warning in imported.iter().flat_map(|imported| &imported.warnings) {
             reporter.warn(warning);
         }

@@ -1,11 +1,13 @@
 //! One process for one client: started, its streams handed over, steered, its end told.
 
 use std::{
+    io,
     net::Shutdown,
     os::{fd::AsFd, unix::net::UnixStream},
     sync::Arc,
 };
 
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use undercroft_protocol::{
     read_frame,
     session::{ExitStatus, Program as What},
@@ -20,7 +22,7 @@ use super::{
 };
 use crate::{
     Pipes, Program, Streams,
-    error::Result,
+    error::{Error, Result},
     guest::spawn,
     session::{Control, Session, Steer, Steering},
 };
@@ -30,6 +32,10 @@ impl Service {
     pub(super) fn run(self: &Arc<Self>, run: Run, stream: &UnixStream) -> Result<()> {
         let name = self.name(run.distribution.as_deref())?;
         let place = self.using(&name, run.start)?;
+        // It may have been a while: what nobody waits for any more is not begun.
+        if is_gone(stream) {
+            return Err(Error::System { what: "go on", source: io::ErrorKind::Interrupted.into() });
+        }
         if let (Some(size), What::LoginShell) = (run.terminal, &run.program)
             && self.set_up(&place, size, &run.environment, stream)?
         {
@@ -76,7 +82,7 @@ impl Service {
         // The client's alone from now on: its end is the stream's end.
         drop(handed);
         drop(streams);
-        let failed = |source| crate::Error::System { what: "listen to a client", source };
+        let failed = |source| Error::System { what: "listen to a client", source };
         let (reader, control) = (stream.try_clone().map_err(failed)?, session.control());
         let listener = spawn("session", move || listen(reader, &control))?;
         let status = session.wait();
@@ -91,6 +97,12 @@ impl Service {
         let _ = listener.join();
         told
     }
+}
+
+/// Whether the client has gone; until its process runs it says nothing.
+fn is_gone(stream: &UnixStream) -> bool {
+    let mut descriptors = [PollFd::new(stream.as_fd(), PollFlags::empty())];
+    poll(&mut descriptors, PollTimeout::ZERO).is_ok() && descriptors[0].any().unwrap_or(true)
 }
 
 /// Passes on what the client says; its silence for good is the session's end.

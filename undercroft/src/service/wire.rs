@@ -138,6 +138,8 @@ pub struct Import {
     pub flat: bool,
     /// Bytes of its own disk; `None` is the configuration's.
     pub size: Option<u64>,
+    /// The directory of its own disk, by its absolute path; `None` is the configuration's.
+    pub location: Option<PathBuf>,
 }
 
 /// What to export, and how.
