@@ -133,7 +133,8 @@ fn list(style: Style, running: bool) -> anyhow::Result<u8> {
         }
         (true, _) => {
             eprintln!(
-                "there is no distribution yet: `undercroft import NAME FILE` makes one from a root file system's tar archive"
+                "there is no distribution yet: `undercroft list --online` shows what can be installed by name, and `undercroft import \
+                 NAME FILE` makes one from a root file system's tar archive"
             );
             return Ok(u8::from(matches!(style, Style::Wsl { .. })));
         }

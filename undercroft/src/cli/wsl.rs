@@ -37,7 +37,7 @@ undercroft's own verbs: undercroft --help
 ";
 
 /// Options that are verbs here.
-const VERBS: [&str; 27] = [
+const VERBS: [&str; 29] = [
     "--version",
     "--list",
     "-l",
@@ -56,6 +56,8 @@ const VERBS: [&str; 27] = [
     "--mount",
     "--unmount",
     "--update",
+    "--debug-shell",
+    "--system",
     "-d",
     "--distribution",
     "-e",
@@ -195,7 +197,13 @@ fn management(verb: &str, mut rest: Rest) -> Result<Option<Action>, String> {
         "--import-in-place" => Action::Adopt { name: rest.text(verb)?, image: rest.value(verb)?.into() },
         "--export" => export(&mut rest)?,
         "--manage" => manage(&mut rest)?,
-        "--mount" | "--unmount" | "--update" | "--debug-shell" | "--system" => {
+        "--debug-shell" | "--system" => {
+            return Err(format!(
+                "{verb}: the virtual machine has no shell of its own; `debugConsole` in .wslconfig shows its console, and a \
+                 distribution with `user = shared` has its rights"
+            ));
+        }
+        "--mount" | "--unmount" | "--update" => {
             return Err(format!("{verb}: undercroft has nothing of the kind"));
         }
         "--install" => install(&mut rest)?,

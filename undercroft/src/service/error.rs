@@ -104,7 +104,10 @@ pub enum ServiceError {
     #[error("the last distribution of the same archive was removed at this moment: try again")]
     BaseGone,
     /// A part of this program's installation is missing.
-    #[error("{what} is missing: looked for {}", looked.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(", "))]
+    #[error(
+        "{what} is missing: unpack the whole archive of undercroft, or name the folder of its parts in UNDERCROFT_PARTS; looked for {}",
+        looked.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(", ")
+    )]
     Missing {
         /// Which part.
         what: &'static str,
