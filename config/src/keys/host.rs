@@ -281,10 +281,11 @@ static KEYS: [Key; 49] = [
             "debugConsole",
             Kind::Bool,
             Default::Bool(false),
-            AtOnce,
+            MachineStart,
             "Whether the virtual machine's console is shown while it boots.",
         ),
-        "By the `undercroft run` that it boots for, on standard error. It is always kept: `debugConsoleLogFile`.",
+        "By the `undercroft run` that it boots for, on standard error; the kernel tells all that it does then. What it tells is kept in \
+         any case: `debugConsoleLogFile`.",
     ),
     meaningless(
         "wsl2",
@@ -292,7 +293,7 @@ static KEYS: [Key; 49] = [
         Kind::Bool,
         Default::Bool(false),
         "Whether the console has the kernel's first lines too.",
-        "it always has",
+        "it always has; `debugConsole` makes the kernel tell more",
     ),
     honoured(
         "wsl2",

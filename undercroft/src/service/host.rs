@@ -66,6 +66,10 @@ impl Service {
         let settings = self.settings();
         let mut config = machine_config(&parts.kernel, settings.cpus(), settings.memory_mib());
         config.initramfs = Some(parts.initramfs(&self.paths)?);
+        if settings.host.debug_console {
+            // It is quiet otherwise: each line costs exits.
+            config.command_line.push_str(" loglevel=7");
+        }
         if let Some(more) = &settings.host.kernel_command_line {
             config.command_line = format!("{} {more}", config.command_line);
         }
