@@ -163,7 +163,9 @@ fn a_clone_a_move_and_a_resize() -> Outcome {
             assert_eq!(cut.status.code(), Some(125), "{line}");
             assert!(text(&cut.stderr).contains("the service ended"), "{line}: {}", text(&cut.stderr));
 
-            assert_eq!(one.say("list")?.lines().count(), 1, "{line}");
+            if line.starts_with("clone") {
+                assert_eq!(one.state("c")?, "absent");
+            }
             assert_eq!(one.state("b")?, "stopped");
             assert!(one.say("status")?.contains("cleared away"), "{line}");
             assert!(taken(&grows) < before + CUT, "{line} left something");
@@ -190,7 +192,7 @@ fn a_write_load() -> Outcome {
         one.sh("a", "mkdir -p /w; sync")?;
         let load = "n=$1; while :; do n=$((n + 1)); echo $n > /w/$n; fsync /w/$n && echo $n; done";
         let mut last = 0;
-        for round in 0..3 {
+        for round in 0..2 {
             let from = last.to_string();
             let mut command = one.command(["run", "a", "/bin/sh", "-c", load, "load", from.as_str()]);
             let mut writer =

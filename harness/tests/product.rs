@@ -340,7 +340,11 @@ fn two_people() -> Outcome {
         let hers = ada.folder().join("run");
         let intruder = bob.command(["run", "mine", "true"]).env("XDG_RUNTIME_DIR", &hers).output()?;
         assert_eq!(intruder.status.code(), Some(125));
-        assert!(text(&intruder.stderr).contains("ermission denied"), "{}", text(&intruder.stderr));
+        assert!(
+            text(&intruder.stderr).contains("not a folder of this user alone"),
+            "{}",
+            text(&intruder.stderr)
+        );
         let disk = ada.folder().join("data/undercroft/distributions/mine/disk.ext4");
         assert!(disk.is_file());
         let read = Command::new("setpriv")
