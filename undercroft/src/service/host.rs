@@ -59,11 +59,13 @@ impl Service {
 
     fn start_machine(&self) -> Result<Arc<Machine>> {
         let parts = Parts::find(self.settings().host.kernel.as_deref())?;
+        let settings = self.settings();
         match probe() {
             Verdict::Hardware => {}
+            // Only slow, and somebody has said that it is: a machine made in software, on a busy host.
+            Verdict::Interpreted { failures, .. } if failures.is_empty() && settings.patience > 1 => {}
             verdict => return Err(ServiceError::NoKvm(verdict.to_string()).into()),
         }
-        let settings = self.settings();
         let mut config = machine_config(&parts.kernel, settings.cpus(), settings.memory_mib());
         config.initramfs = Some(parts.initramfs(&self.paths)?);
         if settings.host.debug_console {
