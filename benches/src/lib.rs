@@ -12,6 +12,7 @@
 //! | [`counts`] | what the plugin counted |
 //! | [`boot`] | the boots that are measured |
 //! | [`scenario`] | a machine's life beyond its boot, by parts |
+//! | [`product`] | the same through the product's command line |
 //! | [`peers`] | what others take for the same |
 //! | [`program`] | the program whose first instruction ends a span |
 //! | [`tools`] | what has to be built first |
@@ -27,6 +28,7 @@ pub mod counts;
 mod error;
 pub mod machine;
 pub mod peers;
+pub mod product;
 pub mod program;
 pub mod scenario;
 pub mod tools;

@@ -96,7 +96,7 @@ impl Result {
         self.values.iter().find(|(known, ..)| known == name).map(|(_, value, _)| *value)
     }
 
-    fn of(repetition: &Repetition) -> Self {
+    pub(crate) fn of(repetition: &Repetition) -> Self {
         let mut result = Self::default();
         let parts: Vec<_> = repetition.parts().collect();
         result.order = parts.iter().map(|part| part.name.into()).collect();
@@ -153,6 +153,18 @@ pub fn distribution(out: &Path) -> std::result::Result<(), Error> {
     fs::write(out, tar).map_err(Error::io("write", out))
 }
 
+/// Puts what makes disks into the archive.
+pub(crate) fn disk_tools(archive: &mut Archive) -> std::result::Result<(), Error> {
+    let mke2fs = ["/usr/sbin/mke2fs", "/sbin/mke2fs"].map(Path::new).into_iter().find(|path| path.exists());
+    let mke2fs = mke2fs.unwrap_or(Path::new("/sbin/mke2fs"));
+    archive.program(mke2fs, "/sbin/mke2fs")?;
+    let features = Path::new("/etc/mke2fs.conf");
+    if features.exists() {
+        archive.copy(features, features);
+    }
+    Ok(())
+}
+
 /// Plays it in the machine; `work` is a directory for the machine's files.
 pub fn measure(machine: &Machine, scenario: &Scenario, work: &Path) -> std::result::Result<Result, Error> {
     let mut archive = Archive::default();
@@ -183,13 +195,7 @@ pub fn place(scenario: &Scenario, archive: &mut Archive, work: &Path) -> std::re
     config.initramfs = Some(put(&scenario.initramfs));
     let modules_disk = scenario.kernel.modules_disk.as_deref().map(put);
     archive.program(&scenario.vmm, VMM)?;
-    let mke2fs = ["/usr/sbin/mke2fs", "/sbin/mke2fs"].map(Path::new).into_iter().find(|path| path.exists());
-    let mke2fs = mke2fs.unwrap_or(Path::new("/sbin/mke2fs"));
-    archive.program(mke2fs, "/sbin/mke2fs")?;
-    let features = Path::new("/etc/mke2fs.conf");
-    if features.exists() {
-        archive.copy(features, features);
-    }
+    disk_tools(archive)?;
     let tar = match &scenario.contents {
         Contents::Systemd(tar) => tar.clone(),
         Contents::Busybox => {

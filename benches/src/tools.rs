@@ -52,6 +52,16 @@ pub fn scenario() -> Result<PathBuf, Error> {
     built("undercroft-ruler-scenario", "undercroft-ruler-scenario")
 }
 
+/// Builds the product as it is shipped.
+pub fn product() -> Result<PathBuf, Error> {
+    built("undercroft", "undercroft")
+}
+
+/// Builds the program that uses it.
+pub fn product_scenario() -> Result<PathBuf, Error> {
+    built("undercroft-ruler-scenario", "undercroft-ruler-product")
+}
+
 /// Builds a benchmark of this crate's, and gives its program.
 pub fn bench(name: &str) -> Result<PathBuf, Error> {
     let arguments = ["bench", "--quiet", "--package", env!("CARGO_PKG_NAME"), "--bench", name, "--no-run"];

@@ -8,4 +8,5 @@ pub mod oci;
 pub mod outcome;
 pub mod product;
 pub mod suite;
+pub mod typist;
 pub mod vm;

@@ -3,7 +3,7 @@
 use std::{
     fs,
     io::Write,
-    os::unix::fs::symlink,
+    os::unix::fs::{chown, symlink},
     path::{Path, PathBuf},
     process::{Child, Command, Output, Stdio},
     time::{Duration, Instant},
@@ -16,6 +16,7 @@ use crate::{
     lab,
     outcome::{Failure, Outcome},
     suite::Suite,
+    typist::Typist,
     vm::Kernel,
 };
 
@@ -29,30 +30,40 @@ pub struct Product {
     /// With the programs that undercroft looks for.
     path: std::ffi::OsString,
     log: PathBuf,
+    /// Who it is; `None` is who runs the tests.
+    uid: Option<u32>,
 }
 
 impl Product {
     /// A user whose `.wslconfig` names this kernel, and says this besides (lines of `[wsl2]`, or sections).
     pub fn new(suite: &Suite, kernel: Kernel, configuration: &str) -> Result<Self, Failure> {
+        let kernel = match kernel {
+            Kernel::Stock => &suite.stock,
+            Kernel::Tuned => &suite.tuned,
+        };
+        Self::of(suite, None, &kernel.image, configuration)
+    }
+
+    /// Somebody else by his number, for tests that root runs; he must be able to read the kernel.
+    pub fn of(suite: &Suite, uid: Option<u32>, kernel: &Path, configuration: &str) -> Result<Self, Failure> {
         let folder = tempfile::Builder::new().prefix("undercroft-product-").tempdir()?;
-        for name in ["parts", "run", "home", "config/undercroft"] {
-            fs::create_dir_all(folder.path().join(name))?;
+        for name in ["", "parts", "run", "home", "config", "config/undercroft"] {
+            let path = folder.path().join(name);
+            fs::create_dir_all(&path)?;
+            chown(&path, uid, uid)?;
         }
         let parts = folder.path().join("parts");
         symlink(&suite.vmm, parts.join("undercroft-vmm"))?;
         symlink(&suite.guest.mini_init, parts.join("undercroft-mini-init"))?;
         symlink(&suite.guest.init, parts.join("undercroft-init"))?;
-        let kernel = match kernel {
-            Kernel::Stock => &suite.stock,
-            Kernel::Tuned => &suite.tuned,
-        };
         let test = std::thread::current().name().unwrap_or("test").replace("::", ".");
-        let log = suite.logs.join(format!("{test}.product.{}.log", std::process::id()));
+        let who = uid.map(|uid| format!(".{uid}")).unwrap_or_default();
+        let log = suite.logs.join(format!("{test}.product.{}{who}.log", std::process::id()));
         let mut path = suite.virtiofsd.parent().unwrap_or(Path::new("/")).as_os_str().to_owned();
         path.push(":");
         path.push(std::env::var_os("PATH").unwrap_or_default());
-        let product = Self { folder, program: suite.product.clone(), path, log };
-        product.configure(&format!("[wsl2]\nkernel={}\n{configuration}", kernel.image.display()))?;
+        let product = Self { folder, program: suite.product.clone(), path, log, uid };
+        product.configure(&format!("[wsl2]\nkernel={}\n{configuration}", kernel.display()))?;
         Ok(product)
     }
 
@@ -70,7 +81,15 @@ impl Product {
     /// The program with these words, as this user.
     pub fn command<A: AsRef<std::ffi::OsStr>>(&self, words: impl IntoIterator<Item = A>) -> Command {
         let at = |name: &str| self.folder.path().join(name);
-        let mut command = Command::new(&self.program);
+        let mut command = match self.uid {
+            None => Command::new(&self.program),
+            Some(uid) => {
+                let mut command = Command::new("setpriv");
+                command.args(["--reuid", &uid.to_string(), "--regid", &uid.to_string(), "--clear-groups"]);
+                command.arg("--").arg(&self.program);
+                command
+            }
+        };
         command
             .args(words)
             .env("PATH", &self.path)
@@ -129,6 +148,11 @@ impl Product {
     pub fn spawn(&self, line: &str) -> Result<Child, Failure> {
         let mut command = self.command(line.split_whitespace());
         Ok(command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?)
+    }
+
+    /// Starts it on a terminal.
+    pub fn at_a_terminal(&self, line: &str) -> Result<Typist, Failure> {
+        Typist::start(self.command(line.split_whitespace()))
     }
 
     /// `status --json`.

@@ -1,8 +1,10 @@
 //! The product through its command line: a day with it, and what may befall it.
 
 use std::{
-    fs::File,
+    fs::{File, Permissions},
+    os::unix::fs::PermissionsExt,
     process::{Command, Stdio},
+    time::Duration,
 };
 
 use undercroft_harness::{
@@ -16,6 +18,9 @@ use undercroft_harness::{
 /// Short times, so that a test sees the end of them.
 const SHORT: &str =
     "memory=512MB\nprocessors=1\nswap=0\nvmIdleTimeout=4000\n[general]\ninstanceIdleTimeout=4000\n";
+
+/// Times that no test comes to.
+const QUIET: &str = "memory=512MB\nprocessors=1\nswap=0\n";
 
 fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).trim_end().to_owned()
@@ -160,6 +165,247 @@ fn many_sessions() -> Outcome {
         }
         one.until("nothing is left of them", || Ok(count("fd")? <= before.0 && count("task")? < 40))?;
         assert_eq!(processes("a")?, before.1);
+        one.finish()
+    })
+}
+
+/// A new distribution's makers have their command run before the first shell, and only then; what they call it, it is called.
+#[test]
+fn it_is_set_up_before_the_first_shell() -> Outcome {
+    guest_test(|suite| {
+        let one = Product::new(suite, Kernel::Tuned, QUIET)?;
+        let package = one.folder().join("package.wsl");
+        let script = "#!/bin/sh\nread word\necho \"so: $word\"\ntest \"$word\" = good\n";
+        Archive::busybox("made up")?
+            .file("bin/set-up", script.as_bytes(), Meta::mode(0o755))?
+            .text(
+                "etc/wsl-distribution.conf",
+                "[oobe]\ncommand=/bin/set-up\ndefaultUid=1000\ndefaultName=Made-Up\n[shortcut]\nicon=/x.ico\n",
+            )?
+            .write(&package)?;
+        one.say(&format!("install {}", package.display()))?;
+        assert_eq!(one.state("Made-Up")?, "stopped");
+        // A command does not wait for it.
+        assert_eq!(one.say("run Made-Up id -u")?, "0");
+        assert_eq!(one.say("-d Made-Up -- id -u")?, "0");
+
+        let mut failing = one.at_a_terminal("run Made-Up")?;
+        failing.sees("by `/bin/set-up`")?;
+        let second = one.at_a_terminal("run Made-Up")?.end()?;
+        assert!(second.1.contains("in another terminal"), "{}", second.1);
+        failing.press("bad\n")?;
+        let (status, screen) = failing.end()?;
+        assert_eq!(status.code(), Some(125), "{screen}");
+        assert!(screen.contains("so: bad") && screen.contains("Made-Up is not set up"), "{screen}");
+        assert!(screen.contains("shortcut.icon has no meaning here"), "{screen}");
+        assert_eq!(one.say("run Made-Up id -u")?, "0");
+
+        let mut first = one.at_a_terminal("run Made-Up")?;
+        first.sees("by `/bin/set-up`")?;
+        first.press("good\n")?;
+        first.sees("so: good")?;
+        first.press("echo is=$(id -u)\nexit 3\n")?;
+        let (status, screen) = first.end()?;
+        assert_eq!(status.code(), Some(3), "{screen}");
+        assert!(screen.contains("is=1000"), "{screen}");
+        assert_eq!(one.say("run Made-Up id -u")?, "1000");
+
+        let mut shell = one.at_a_terminal("-d Made-Up")?;
+        shell.press("exit 4\n")?;
+        let (status, screen) = shell.end()?;
+        assert_eq!(status.code(), Some(4), "{screen}");
+        assert!(!screen.contains("set-up"), "{screen}");
+        one.finish()
+    })
+}
+
+/// What a session leaves in the background keeps its distribution, as it does in the reference system, and the list says so.
+#[test]
+fn the_background_keeps_it() -> Outcome {
+    guest_test(|suite| {
+        let one = Product::new(suite, Kernel::Tuned, SHORT)?;
+        one.say(&format!("import a {}", suite.busybox.display()))?;
+        // Out of its session, as daemons go.
+        one.sh("a", "setsid sleep 100000 > /dev/null 2>&1 < /dev/null & echo $! > /run/left")?;
+        std::thread::sleep(Duration::from_secs(6));
+        let list = one.say("list -v")?;
+        assert!(list.contains("processes that a session left in the background"), "{list}");
+        // A command beside it changes nothing.
+        one.sh("a", "true")?;
+        assert_eq!(one.state("a")?, "running");
+        one.sh("a", "kill $(cat /run/left)")?;
+        one.until("it stops", || Ok(one.state("a")? == "stopped"))?;
+        one.finish()
+    })
+}
+
+/// Configured times are kept, and who keeps them from being met is named; the console is shown while it boots; a new disk is where
+/// disks are to be.
+#[test]
+fn times_and_places_are_configured() -> Outcome {
+    guest_test(|suite| {
+        let kernel = format!("kernel={}\n{QUIET}", suite.tuned.image.display());
+        let one = Product::new(suite, Kernel::Tuned, "kernelBootTimeout=1\n")?;
+        let import = format!("import a {}", suite.busybox.display());
+        let refused = one.try_say(&import)?;
+        assert_eq!(refused.status.code(), Some(125));
+        assert!(text(&refused.stderr).contains("kernelBootTimeout"), "{}", text(&refused.stderr));
+        assert_eq!(one.say("vms")?, "no virtual machine runs");
+
+        let disks = one.folder().join("disks");
+        one.configure(&format!(
+            "[wsl2]\n{kernel}debugConsole=true\n[general]\ndistributionInstallPath={}\n",
+            disks.display()
+        ))?;
+        one.say(&import)?;
+        assert!(disks.join("a.ext4").is_file());
+        one.say(&format!("--import b {} {}", one.folder().join("b").display(), suite.busybox.display()))?;
+        assert!(one.folder().join("b/b.ext4").is_file());
+        one.say("shutdown")?;
+        let booted = one.try_say("run a echo out")?;
+        assert_eq!(text(&booted.stdout), "out");
+        assert!(!text(&booted.stderr).is_empty(), "no console");
+        let again = one.try_say("run a echo out")?;
+        assert_eq!(text(&again.stderr), "", "it boots no more");
+
+        let machine = one.status()?["vm"]["pid"].to_string();
+        one.say("terminate a")?;
+        one.configure(&format!("[wsl2]\n{kernel}distributionStartTimeout=1\n"))?;
+        let refused = one.try_say("run a true")?;
+        assert_eq!(refused.status.code(), Some(125));
+        assert!(text(&refused.stderr).contains("distributionStartTimeout"), "{}", text(&refused.stderr));
+        one.configure(&format!("[wsl2]\n{kernel}"))?;
+        assert_eq!(one.say("run a echo again")?, "again");
+        assert_eq!(one.status()?["vm"]["pid"].to_string(), machine);
+        one.finish()
+    })
+}
+
+/// A disk has one user: another service, or anybody who opens it, is refused.
+#[test]
+fn a_disk_has_one_user() -> Outcome {
+    guest_test(|suite| {
+        let one = Product::new(suite, Kernel::Tuned, QUIET)?;
+        one.say(&format!("import a {}", suite.busybox.display()))?;
+        let mut inside = one.spawn("run a cat")?;
+        one.until("a session", || Ok(one.say("list -v")?.contains("1 session")))?;
+        let runtime = one.folder().join("another");
+        std::fs::create_dir(&runtime)?;
+        let second = one.command(["run", "a", "true"]).env("XDG_RUNTIME_DIR", &runtime).output()?;
+        assert_eq!(second.status.code(), Some(125));
+        assert!(text(&second.stderr).contains("in use"), "{}", text(&second.stderr));
+        drop(inside.stdin.take());
+        assert!(inside.wait()?.success());
+        one.say("terminate a")?;
+        // Given back, it is the other's to take.
+        let second = one.command(["run", "a", "echo", "mine"]).env("XDG_RUNTIME_DIR", &runtime).output()?;
+        assert_eq!(text(&second.stdout), "mine", "{}", text(&second.stderr));
+        let refused = one.try_say("run a true")?;
+        assert!(text(&refused.stderr).contains("in use"), "{}", text(&refused.stderr));
+        let ended = one.command(["shutdown"]).env("XDG_RUNTIME_DIR", &runtime).status()?;
+        assert!(ended.success());
+        one.finish()
+    })
+}
+
+/// Two people on one host: each has a machine, and neither comes to the other's service or files, nor does root to a service.
+#[test]
+fn two_people() -> Outcome {
+    guest_test(|suite| {
+        if !lab::inside() {
+            return undercroft_harness::outcome::skip("/dev/kvm is given to other users in the lab only");
+        }
+        let open = |path: &std::path::Path| std::fs::set_permissions(path, Permissions::from_mode(0o755));
+        std::fs::set_permissions("/dev/kvm", Permissions::from_mode(0o666))?;
+        // Root's home is nobody else's to read.
+        let kernel = tempfile::tempdir()?;
+        open(kernel.path())?;
+        let from = suite.tuned.image.parent().expect("a folder");
+        for name in ["manifest.json", "vmlinux", "modules.ext4"] {
+            std::fs::copy(from.join(name), kernel.path().join(name))?;
+        }
+        let person = |uid| Product::of(suite, Some(uid), &kernel.path().join("vmlinux"), QUIET);
+        let (ada, bob) = (person(2001)?, person(2002)?);
+        for one in [&ada, &bob] {
+            one.say(&format!("import mine {}", suite.busybox.display()))?;
+            open(one.folder())?;
+            open(&one.folder().join("run"))?;
+        }
+        ada.sh("mine", "echo ada > /whose; sync")?;
+        bob.sh("mine", "echo bob > /whose; sync")?;
+        assert_eq!(ada.sh("mine", "cat /whose")?, "ada");
+        let pids = [ada.status()?["vm"]["pid"].to_string(), bob.status()?["vm"]["pid"].to_string()];
+        assert_ne!(pids[0], pids[1]);
+
+        let hers = ada.folder().join("run");
+        let intruder = bob.command(["run", "mine", "true"]).env("XDG_RUNTIME_DIR", &hers).output()?;
+        assert_eq!(intruder.status.code(), Some(125));
+        assert!(
+            text(&intruder.stderr).contains("not a folder of this user alone"),
+            "{}",
+            text(&intruder.stderr)
+        );
+        let disk = ada.folder().join("data/undercroft/distributions/mine/disk.ext4");
+        assert!(disk.is_file());
+        let read = Command::new("setpriv")
+            .args(["--reuid", "2002", "--regid", "2002", "--clear-groups", "--", "cat"])
+            .arg(&disk)
+            .output()?;
+        assert!(!read.status.success() && read.stdout.is_empty());
+        let socket = hers.join("undercroft/service.sock");
+        let root = Product::new(suite, Kernel::Tuned, QUIET)?;
+        let asked = root.command(["list"]).env("XDG_RUNTIME_DIR", &hers).output()?;
+        assert!(
+            text(&asked.stderr).contains("user 0 connected"),
+            "{}: {}",
+            socket.display(),
+            text(&asked.stderr)
+        );
+        ada.finish()?;
+        bob.finish()
+    })
+}
+
+/// One after another, thousands of them: nothing grows.
+#[test]
+fn short_sessions_leave_nothing() -> Outcome {
+    guest_test(|suite| {
+        // In the lab each takes a second.
+        let all = if lab::inside() { 100 } else { 10_000 };
+        let one = Product::new(suite, Kernel::Tuned, QUIET)?;
+        one.say(&format!("import a {}", suite.busybox.display()))?;
+        one.say("run a true")?;
+        let service = one.service().expect("it runs").to_string();
+        let vmm = one.status()?["vm"]["pid"].to_string();
+        let count =
+            |pid: &str, what: &str| std::fs::read_dir(format!("/proc/{pid}/{what}")).map(Iterator::count);
+        let resident = |pid: &str| -> Result<u64, undercroft_harness::outcome::Failure> {
+            let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
+            let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+            Ok(line.and_then(|line| line.trim().strip_suffix(" kB")?.parse().ok()).unwrap_or(0))
+        };
+        let look = || -> Result<[u64; 8], undercroft_harness::outcome::Failure> {
+            let inside =
+                one.sh("a", "ls -d /proc/[0-9]* | wc -l; awk '/VmRSS/ {print $2}' /proc/1/status")?;
+            let inside: Vec<u64> = inside.lines().filter_map(|line| line.parse().ok()).collect();
+            one.until("sessions are over", || Ok(!one.say("list -v")?.contains("1 session")))?;
+            let counts = [(&service, "fd"), (&service, "task"), (&vmm, "fd"), (&vmm, "task")];
+            let [a, b, c, d] = counts.map(|(pid, what)| count(pid, what).unwrap_or(0) as u64);
+            Ok([a, b, c, d, resident(&service)?, resident(&vmm)?, inside[0], inside[1]])
+        };
+        let mut early = None;
+        for n in 0..all {
+            if n == all / 4 {
+                early = Some(look()?);
+            }
+            assert_eq!(one.command(["run", "a", "true"]).status()?.code(), Some(0), "session {n}");
+        }
+        let (early, late) = (early.expect("a quarter of them"), look()?);
+        println!("fd, task of service and VMM; KiB of both; processes, KiB of init: {early:?} {late:?}");
+        // A thread and its stream may be just ending; the VMM's memory is the guest's page cache, too.
+        for (index, more) in [2, 3, 2, 3, 1024, 16 << 10, 0, 64].into_iter().enumerate() {
+            assert!(late[index] <= early[index] + more, "{index}: {early:?} {late:?}");
+        }
         one.finish()
     })
 }

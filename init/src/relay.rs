@@ -69,6 +69,8 @@ struct Relay {
     status: Option<ExitStatus>,
     /// Exited was said.
     told: bool,
+    /// And that something was left behind.
+    left: bool,
     signals: SignalFd,
     /// The terminal's master, if there is one.
     master: Option<File>,
@@ -123,7 +125,17 @@ fn start(exec: &Exec, about: &About) -> Result<Relay, StartError> {
         }
     }
     let Near { master, input, outputs } = near;
-    Ok(Relay { program, status: None, told: false, signals, master, input, outputs, kill_at: None })
+    Ok(Relay {
+        program,
+        status: None,
+        told: false,
+        left: false,
+        signals,
+        master,
+        input,
+        outputs,
+        kill_at: None,
+    })
 }
 
 /// Opens the streams that were asked for, and what the program gets on the other side of them.
@@ -181,6 +193,10 @@ impl Relay {
                 self.outputs.iter_mut().for_each(Copy::discard_rest);
                 self.told = true;
                 control.send(&InitEvent::Exited { session, status })?;
+            }
+            if self.told && !children_are_gone && !self.left {
+                self.left = true;
+                control.send(&InitEvent::Left { session })?;
             }
             if children_are_gone && self.told && control.is_flushed() {
                 return Ok(());

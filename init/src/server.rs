@@ -53,6 +53,8 @@ struct Session {
     relay: Channel,
     started: bool,
     finished: bool,
+    /// It left processes behind.
+    left: bool,
 }
 
 /// PID 1 or systemd's companion, set up.
@@ -173,6 +175,7 @@ impl Server {
             for event in found {
                 it.started |= matches!(event, InitEvent::Started { .. });
                 it.finished |= matches!(event, InitEvent::Exited { .. } | InitEvent::NotStarted { .. });
+                it.left |= matches!(event, InitEvent::Left { .. });
                 events.push(event);
             }
             let _ = it.relay.flush();
@@ -184,6 +187,9 @@ impl Server {
                     let error = StartError::Other("the session's relay was killed".into());
                     InitEvent::NotStarted { session, error }
                 });
+            }
+            if end.is_some() && it.left {
+                events.push(InitEvent::Gone { session });
             }
             end.is_none()
         });
@@ -232,7 +238,8 @@ impl Server {
         }
         match self.fork_relay(exec) {
             Ok(relay) => {
-                self.sessions.insert(session, Session { relay, started: false, finished: false });
+                self.sessions
+                    .insert(session, Session { relay, started: false, finished: false, left: false });
             }
             Err(error) => self.tell(&failed(error)),
         }

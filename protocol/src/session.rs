@@ -131,6 +131,16 @@ pub enum InitEvent {
         /// `user.default`: who sessions run as that name no user.
         user: Option<String>,
     },
+    /// The session's process has ended, and others that it started go on.
+    Left {
+        /// [`Exec::session`].
+        session: u64,
+    },
+    /// What that session had [left](Self::Left) behind is gone, too.
+    Gone {
+        /// [`Exec::session`].
+        session: u64,
+    },
 }
 
 /// Why a process could not be started.

@@ -189,6 +189,8 @@ fn the_bytes_of_each_message() {
     line(o, "abandon", &InitRequest::Abandon { session: 9 });
     line(o, "time zone", &InitRequest::TimeZone("Etc/UTC".into()));
     line(o, "configured", &InitEvent::Configured { keep_alive: true, user: Some("u".into()) });
+    line(o, "left", &InitEvent::Left { session: 9 });
+    line(o, "gone", &InitEvent::Gone { session: 9 });
     line(o, "ready", &InitEvent::Ready { marks: vec![mark.clone()], warnings: vec![] });
     line(o, "started", &InitEvent::Started { session: 9, pid: 3, mark });
     for error in [

@@ -78,6 +78,8 @@ pub(crate) struct DistributionState {
     pub(crate) lost: Option<(Instant, String)>,
     /// Its sessions.
     pub(crate) sessions: HashMap<u64, SessionState>,
+    /// Sessions that have ended and left processes behind.
+    pub(crate) left: u32,
 }
 
 /// A session that was asked for.
@@ -115,6 +117,8 @@ impl State {
                     s.started = Some(Err(error));
                 }
             }
+            InitEvent::Left { .. } => known.left = known.left.saturating_add(1),
+            InitEvent::Gone { .. } => known.left = known.left.saturating_sub(1),
             InitEvent::Exited { session, status } => {
                 if let Some(s) = known.sessions.get_mut(&session) {
                     s.exited = Some(status);

@@ -26,6 +26,9 @@ use crate::{
     upkeep,
 };
 
+/// What mini-init is asked.
+const LAUNCH: &str = "launch the distribution";
+
 /// A launched distribution. Cheap to clone; all clones are the same one.
 #[derive(Debug, Clone)]
 pub struct Distribution {
@@ -56,20 +59,40 @@ pub struct LaunchOptions {
     pub limits: Limits,
     /// The host's time zone, which it has too unless its own configuration says otherwise.
     pub time_zone: Option<String>,
+    /// How long it may take until it is ready; `None` is half a minute for each step.
+    pub limit: Option<Duration>,
 }
 
 impl LaunchOptions {
-    /// A distribution with users of its own, no limits, its name as host name, and the host's time zone.
+    /// A distribution with users of its own, no limits, a host name like its name, and the host's time zone.
     pub fn new(name: &str, root: Root) -> Self {
         Self {
             name: name.into(),
-            hostname: name.into(),
+            hostname: hostname(name),
             root,
             own_users: true,
             limits: Limits::default(),
             time_zone: upkeep::time_zone(),
+            limit: None,
         }
     }
+}
+
+/// A name may hold what a host name may not.
+fn hostname(name: &str) -> String {
+    let letters = name.chars().map(|c| if c.is_ascii_alphanumeric() || c == '-' { c } else { '-' });
+    let hostname: String = letters.take(63).collect();
+    let hostname = hostname.trim_matches('-');
+    if hostname.is_empty() { "undercroft".into() } else { hostname.into() }
+}
+
+/// What a distribution did that somebody watches.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Change {
+    /// So many of its ended sessions have processes that go on.
+    Left(u32),
+    /// Its init has ended, so if it is known; or its machine has.
+    Ended(Option<ExitStatus>),
 }
 
 /// Which of a session's pipes there are; the others are /dev/null.
@@ -111,27 +134,32 @@ impl Distribution {
             folders,
             token: expected.token(),
         });
-        match guest.ask("launch the distribution", request, Some(guest.limit(30)))? {
-            Done::Launched { marks, .. } => board.update(|state| {
+        let begun = Instant::now();
+        let rest = || match what.limit {
+            Some(limit) => limit.saturating_sub(begun.elapsed()),
+            None => guest.limit(30),
+        };
+        // Its disks are to be free again. That it has ended already, or cannot be asked any more, is no second error.
+        let stop = || {
+            let stop = Command::Terminate { distribution: id, grace_ms: 1000 };
+            let _ = guest.ask("stop the distribution", stop, Some(guest.limit(30)));
+        };
+        let pending = guest.send(request)?;
+        let look = |state: &mut State| pending.look(LAUNCH, state);
+        match board.wait("an answer of mini-init", Some(rest()), look) {
+            Ok(Done::Launched { marks, .. }) => board.update(|state| {
                 state.marks.extend(marks.into_iter().take(MARKS).map(|mark| ("launch", mark)));
             }),
-            other => return Err(wrong("launch the distribution", &other)),
-        }
-        let connection = board.wait("the distribution's init", Some(guest.limit(30)), |state| {
-            expected.take(state).map(Ok).or_else(|| ended(state, id, name).map(Err))
-        })?;
-        drop(expected);
-        let failed =
-            |source| Error::System { what: "keep the connection to the distribution's init", source };
-        let reader = connection.try_clone().map_err(failed)?;
-        let events = board.clone();
-        spawn("distribution", move || read_events(reader, id, &events))?;
-        board.wait("the distribution's readiness", Some(guest.limit(30)), |state| {
-            match state.distributions.get(&id) {
-                Some(known) if known.ready => Some(Ok(())),
-                _ => ended(state, id, name).map(Err),
+            Ok(other) => return Err(wrong(LAUNCH, &other)),
+            Err(late @ Error::Timeout { .. }) => {
+                if pending.wait(LAUNCH, Some(guest.limit(30))).is_ok() {
+                    stop();
+                }
+                return Err(late);
             }
-        })?;
+            Err(error) => return Err(error),
+        }
+        let connection = ready(guest, expected, id, name, rest).inspect_err(|_| stop())?;
         forget.disarm();
         let inner = Inner {
             guest: guest.clone(),
@@ -145,6 +173,20 @@ impl Distribution {
             inner.send(&InitRequest::TimeZone(zone.clone()))?;
         }
         Ok(Self { inner: Arc::new(inner) })
+    }
+
+    /// Waits until another number of its ended sessions has processes that go on, or its end.
+    pub fn wait_for_change(&self, left: u32) -> Change {
+        let changed = self.inner.guest.board.wait("a change of the distribution", None, |state| match state
+            .distributions
+            .get(&self.inner.id)
+        {
+            Some(known) if known.ended.is_none() => {
+                (known.left != left).then_some(Ok(Change::Left(known.left)))
+            }
+            known => Some(Ok(Change::Ended(known.and_then(|known| known.ended)))),
+        });
+        changed.unwrap_or(Change::Ended(None))
     }
 
     /// Its name.
@@ -171,16 +213,6 @@ impl Distribution {
     /// How its init ended, if it has.
     pub fn ended(&self) -> Option<ExitStatus> {
         self.inner.guest.board.lock().distributions.get(&self.inner.id)?.ended
-    }
-
-    /// Waits for its end, or its machine's: gives how its init ended, if it is known.
-    pub fn wait(&self) -> Option<ExitStatus> {
-        let board = &self.inner.guest.board;
-        let ended = board.wait("the distribution's end", None, |state| {
-            let known = state.distributions.get(&self.inner.id);
-            known.is_none_or(|known| known.ended.is_some()).then(|| Ok(known.and_then(|known| known.ended)))
-        });
-        ended.ok().flatten()
     }
 
     /// Starts a process with pipes, and waits until it has been executed.
@@ -303,6 +335,30 @@ impl Drop for Inner {
     }
 }
 
+/// Waits until a distribution's init has connected, and is ready; gives its connection.
+fn ready(
+    guest: &Guest,
+    expected: Expected,
+    id: u32,
+    name: &str,
+    rest: impl Fn() -> Duration,
+) -> Result<UnixStream> {
+    let board = &guest.board;
+    let connection = board.wait("the distribution's init", Some(rest()), |state| {
+        expected.take(state).map(Ok).or_else(|| ended(state, id, name).map(Err))
+    })?;
+    drop(expected);
+    let failed = |source| Error::System { what: "keep the connection to the distribution's init", source };
+    let reader = connection.try_clone().map_err(failed)?;
+    let events = board.clone();
+    spawn("distribution", move || read_events(reader, id, &events))?;
+    board.wait("the distribution's readiness", Some(rest()), |state| match state.distributions.get(&id) {
+        Some(known) if known.ready => Some(Ok(())),
+        _ => ended(state, id, name).map(Err),
+    })?;
+    Ok(connection)
+}
+
 /// The end of a distribution as an error. A connection that broke waits a while for what explains it.
 fn ended(state: &State, id: u32, name: &str) -> Option<Error> {
     let known = state.distributions.get(&id)?;
@@ -350,5 +406,16 @@ fn read_events(mut stream: UnixStream, id: u32, board: &Board) {
                 return board.update(|_| ());
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn host_names_are_host_names() {
+        assert_eq!(hostname("deb_12.x"), "deb-12-x");
+        assert_eq!(hostname("..."), "undercroft");
     }
 }

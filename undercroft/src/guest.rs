@@ -25,6 +25,9 @@ use crate::{
     error::{Error, Result},
 };
 
+/// What is waited for while a machine boots.
+pub const HELLO: &str = "mini-init's hello";
+
 /// mini-init, connected.
 #[derive(Debug)]
 pub(crate) struct Guest {
@@ -58,7 +61,7 @@ impl Guest {
 
     /// Waits for mini-init's hello and its two channels.
     pub(crate) fn greet(&self, limit: Duration) -> Result<GuestHello> {
-        let (hello, command, notify) = self.board.wait("mini-init's hello", Some(limit), |state| {
+        let (hello, command, notify) = self.board.wait(HELLO, Some(limit), |state| {
             if let Some(source) = state.not_understood.take() {
                 return Some(Err(Error::Protocol {
                     who: "mini-init, which connected from the guest,",

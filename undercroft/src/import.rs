@@ -232,6 +232,28 @@ impl Archive {
         length.saturating_mul(factor).div_ceil(UNIT).saturating_add(1).min(1 << 14) * UNIT
     }
 
+    /// The content of a regular file in it (`etc/passwd`), if there is such a file and it is no longer than a megabyte. The
+    /// archive is read up to it, or whole.
+    pub fn file(mut self, path: &'static str) -> std::result::Result<Option<Vec<u8>>, ArchiveError> {
+        let mut walk = TarWalk::seeking(path);
+        let mut buffer = vec![0; CHUNK];
+        loop {
+            let have = self.fill(&mut buffer)?;
+            for block in buffer[..have].chunks(512) {
+                let used = walk.feed(block).map_err(|error| self.structure(error))?;
+                if let Some(found) = walk.found() {
+                    return Ok(Some(found));
+                }
+                if used < block.len() {
+                    return Ok(None);
+                }
+            }
+            if have < buffer.len() {
+                return Ok(None);
+            }
+        }
+    }
+
     /// How it is compressed.
     pub fn format(&self) -> Format {
         self.format

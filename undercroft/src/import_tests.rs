@@ -123,3 +123,17 @@ fn a_size_in_an_extended_header_counts() {
     bytes.extend_from_slice(&[0; 1024]);
     assert_eq!(copy(&bytes).unwrap(), bytes);
 }
+
+#[test]
+fn a_file_is_found_in_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("archive");
+    for bytes in std::iter::once(tar()).chain(compressed().into_iter().map(|(_, bytes)| bytes)) {
+        std::fs::write(&path, bytes).unwrap();
+        let file = |name| Archive::open(&path).unwrap().file(name).unwrap();
+        assert_eq!(file("etc/hostname").as_deref(), Some(&b"x\n"[..]));
+        assert_eq!(file("empty"), Some(Vec::new()));
+        assert_eq!(file("usr/lib/big").map(|content| content.len()), Some(300_000));
+        assert_eq!(file("usr/lib"), None);
+    }
+}

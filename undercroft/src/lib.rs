@@ -63,13 +63,13 @@ mod vmm;
 
 pub use digest::{Digest, KnownFile};
 pub use disk::NewDisk;
-pub use distribution::{Distribution, LaunchOptions, Pipes};
+pub use distribution::{Change, Distribution, LaunchOptions, Pipes};
 pub use error::{Cause, Ending, Error, Result};
 pub use export::{Compression, Exporting, NewFile, Target};
 pub use folders::{FolderOptions, FolderStatus, SharedFolder};
 pub use import::Archive;
 pub use kernel::{BOOT_MEMORY_MIB, machine_config};
-pub use machine::{Machine, MachineOptions, PowerOff, Stopper};
+pub use machine::{HELLO, Machine, MachineOptions, PowerOff, Stopper};
 pub use network::{
     NameOptions, NameServers, NatOptions, NetworkMode, NetworkOptions, NetworkStatus, TapOptions,
 };

@@ -21,7 +21,6 @@ use undercroft_vmm::{
     virtio::mem::BLOCK,
 };
 
-pub use crate::vmm::Stopper;
 use crate::{
     board::Board,
     console::Log,
@@ -37,6 +36,7 @@ use crate::{
     users::UserRanges,
     vmm::Vmm,
 };
+pub use crate::{guest::HELLO, vmm::Stopper};
 
 /// Logical units of the SCSI controller.
 const LUNS: u16 = 256;
@@ -98,6 +98,16 @@ impl Machine {
 
     /// The same; `running` gets a handle to stop the machine as soon as its process runs.
     pub fn start_with(options: MachineOptions, running: impl FnOnce(Stopper)) -> Result<Self> {
+        let limit = Duration::from_secs(30) * options.patience.max(1);
+        Self::start_within(options, limit, running)
+    }
+
+    /// The same; mini-init has to say hello in this time, or it is an [`Error::Timeout`] of [`HELLO`].
+    pub fn start_within(
+        options: MachineOptions,
+        limit: Duration,
+        running: impl FnOnce(Stopper),
+    ) -> Result<Self> {
         let directory = runtime_directory()?;
         let lasting = options.console_log.is_some();
         let path = options.console_log.unwrap_or_else(|| directory.path().join("console.log"));
@@ -127,7 +137,7 @@ impl Machine {
         let vmm = Vmm::start(&options.vmm, config, sockets, kept.join("vmm.log"), &board)?;
         running(vmm.stopper());
         let network = plan.start(&vmm, kept, &board)?;
-        let hello = guest.greet(guest.limit(30))?;
+        let hello = guest.greet(limit)?;
         let mut machine = Self {
             guest,
             network,

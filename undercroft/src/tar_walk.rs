@@ -5,8 +5,8 @@
 //! an extended header and the continuation blocks of GNU sparse files. Names and all else are the guest's to judge.
 
 const BLOCK: usize = 512;
-/// The longest extended header that is looked into, in bytes; a longer one is passed over.
-const EXTENDED: usize = 1 << 20;
+/// The longest extended header, and the longest file, that is looked into, in bytes; a longer one is passed over.
+const LONGEST: usize = 1 << 20;
 
 /// What is wrong with an archive.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -31,6 +31,9 @@ pub(crate) struct TarWalk {
     size: Option<u64>,
     extended: Option<Vec<u8>>,
     zero_blocks: u32,
+    sought: Option<&'static str>,
+    /// The content of the file that is sought, as far as it has gone by.
+    found: Option<Vec<u8>>,
 }
 
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
@@ -51,6 +54,17 @@ impl TarWalk {
         self.entry.clone()
     }
 
+    /// Keeps the content of a regular file on its way, if it is not too long: `etc/passwd`.
+    pub(crate) fn seeking(path: &'static str) -> Self {
+        Self { sought: Some(path), ..Self::default() }
+    }
+
+    /// The content of the file that was sought, once all of it has gone by.
+    pub(crate) fn found(&mut self) -> Option<Vec<u8>> {
+        let whole = !matches!(self.state, State::Data { .. });
+        self.found.take_if(|_| whole)
+    }
+
     /// Follows the next bytes; gives how many of them belong to the archive (all, or those up to the end marker's
     /// end).
     pub(crate) fn feed(&mut self, mut bytes: &[u8]) -> Result<usize, TarError> {
@@ -60,9 +74,9 @@ impl TarWalk {
                 State::End => break,
                 State::Data { left, content } => {
                     let used = left.min(bytes.len() as u64);
-                    if let Some(extended) = &mut self.extended {
+                    for kept in [&mut self.extended, &mut self.found].into_iter().flatten() {
                         let wanted = content.min(used) as usize;
-                        extended.extend_from_slice(&bytes[..wanted]);
+                        kept.extend_from_slice(&bytes[..wanted]);
                     }
                     self.state = State::Data { left: left - used, content: content.saturating_sub(used) };
                     if left == used {
@@ -132,7 +146,11 @@ impl TarWalk {
         if size > 1 << 62 {
             return Err(damaged("an entry's size is absurd"));
         }
-        self.extended = (kind == b'x' && size as usize <= EXTENDED).then(Vec::new);
+        let short = size as usize <= LONGEST;
+        self.extended = (kind == b'x' && short).then(Vec::new);
+        let regular = matches!(kind, b'0' | 0);
+        let path = self.entry.trim_start_matches(['.', '/']);
+        self.found = (regular && short && self.sought == Some(path)).then(Vec::new);
         let old_gnu_sparse = kind == b'S' && block[482] != 0;
         self.state = if old_gnu_sparse { State::Sparse { data: size } } else { data_of(size) };
         Ok(())

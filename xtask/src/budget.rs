@@ -13,6 +13,7 @@ use undercroft_benches::{
     budget::{self, Budgets, Measurement, Verdict},
     counts::Counts,
     peers::monitors,
+    product::{self, Product},
     scenario::{self, RootKind, Scenario},
     tools,
 };
@@ -152,6 +153,14 @@ fn measure(kernel: Option<&Path>, brief: bool) -> anyhow::Result<Vec<Measurement
     }
     measurements.extend(growth(&boots, &results));
     eprintln!("importing, launching, executing");
+    let whole = Product {
+        undercroft: tools::product()?,
+        vmm: vmm.clone(),
+        guest: &guest,
+        kernel: &tuned,
+        program: tools::product_scenario()?,
+    };
+    measurements.append(&mut life(&product::measure(&machine, &whole, &work)?));
     let scenario = Scenario {
         vmm,
         program: tools::scenario()?,

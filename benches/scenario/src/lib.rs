@@ -2,6 +2,8 @@
 //! everything that is measured beyond a boot. The scenario program plays on it in the ruler's machine, the Criterion
 //! benchmarks wherever they run.
 
+pub mod product;
+
 use std::{
     error::Error,
     fs,

@@ -169,7 +169,9 @@ mod tests {
             measured: "today".into(),
             containers: &[],
             monitors: &[],
+            systemd: &[],
             scenario: &scenario::Result::default(),
+            debian: &scenario::Result::default(),
             root: "flat".into(),
         };
         assert!(!report.text().contains("{{"));

@@ -130,23 +130,23 @@ static KEYS: [Key; 50] = [
         AtOnce,
         "How long the virtual machine goes on after its last distribution has stopped.",
     ),
-    not_yet(honoured(
+    honoured(
         "wsl2",
         "kernelBootTimeout",
         TIMEOUT,
         Default::Milliseconds(30_000),
         MachineStart,
         "How long the kernel may take to boot until that is an error.",
-    )),
+    ),
     more(
-        not_yet(honoured(
+        honoured(
             "wsl2",
             "distributionStartTimeout",
             TIMEOUT,
             Default::Milliseconds(60_000),
             AtOnce,
             "How long a distribution may take to start until that is an error.",
-        )),
+        ),
         "It has to be longer than its `boot.initTimeout`.",
     ),
     more(
@@ -278,23 +278,27 @@ static KEYS: [Key; 50] = [
         Kind::Bool,
         Default::Bool(false),
         "Whether distributions start with the least that they need.",
-        "`undercroft --debug-shell` comes into the virtual machine without starting any distribution",
+        "a distribution starts by itself: one that cannot does not keep others from it",
     ),
-    not_yet(honoured(
-        "wsl2",
-        "debugConsole",
-        Kind::Bool,
-        Default::Bool(false),
-        MachineStart,
-        "Whether the virtual machine's console is shown while it boots.",
-    )),
+    more(
+        honoured(
+            "wsl2",
+            "debugConsole",
+            Kind::Bool,
+            Default::Bool(false),
+            MachineStart,
+            "Whether the virtual machine's console is shown while it boots.",
+        ),
+        "By the `undercroft run` that it boots for, on standard error; the kernel tells all that it does then. What it tells is kept in \
+         any case: `debugConsoleLogFile`.",
+    ),
     meaningless(
         "wsl2",
         "earlyBootLogging",
         Kind::Bool,
         Default::Bool(false),
         "Whether the console has the kernel's first lines too.",
-        "it always has",
+        "it always has; `debugConsole` makes the kernel tell more",
     ),
     honoured(
         "wsl2",
@@ -331,14 +335,14 @@ static KEYS: [Key; 50] = [
         ),
         "Its services end with it. `keepAlive` makes an exception of one distribution.",
     ),
-    not_yet(honoured(
+    honoured(
         "general",
         "distributionInstallPath",
         Kind::Path,
         Default::Unset("undercroft's data folder"),
         NextInstall,
-        "The folder that new distributions' disks are made in.",
-    )),
+        "The folder that the disks of distributions are put into which are installed or imported.",
+    ),
     more(
         honoured(
             "experimental",

@@ -1,6 +1,6 @@
 //! `/etc/wsl-distribution.conf`: what a distribution's makers say of how it is installed.
 
-use super::{honoured, meaningless, more, not_yet};
+use super::{honoured, meaningless, more};
 use crate::{
     key::{Acts::NextInstall, Default, Key, Table},
     value::Kind,
@@ -19,32 +19,33 @@ const NO_WINDOWS_TERMINAL: &str = "Windows Terminal is not there";
 
 static KEYS: [Key; 7] = [
     more(
-        not_yet(honoured(
+        honoured(
             "oobe",
             "command",
             Kind::Text,
             Default::Unset("none"),
             NextInstall,
-            "What root runs before the first interactive shell, to make a user or ask what has to be asked.",
-        )),
-        "If it fails there is no shell, and it runs again the next time.",
+            "What root's /bin/sh runs before the first interactive shell, to make a user or ask what has to be asked.",
+        ),
+        "If it fails there is no shell, and it runs again the next time. A command (`undercroft run NAME COMMAND`) does not wait \
+         for it.",
     ),
-    not_yet(honoured(
+    honoured(
         "oobe",
         "defaultUid",
         Kind::Integer { least: 0, most: u32::MAX as i64 },
         Default::Unset("root"),
         NextInstall,
         "The number of the user that sessions run as, once that command has succeeded.",
-    )),
-    not_yet(honoured(
+    ),
+    honoured(
         "oobe",
         "defaultName",
         Kind::Text,
         Default::Unset("the file's name"),
         NextInstall,
-        "The distribution's name, where the person who installs it gives none.",
-    )),
+        "The distribution's name, where neither the person who installs it nor a list gives one.",
+    ),
     meaningless(
         "shortcut",
         "enabled",

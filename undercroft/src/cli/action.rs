@@ -118,8 +118,21 @@ pub(crate) struct Import {
     pub(crate) name: Option<String>,
     pub(crate) origin: Origin,
     pub(crate) list: Option<String>,
+    pub(crate) making: Making,
+}
+
+/// How its disk is made.
+#[derive(Debug, Clone, Default, PartialEq, Eq, clap::Args)]
+pub(crate) struct Making {
+    /// Keep everything on its own disk, instead of sharing what was imported with others of the same archive
+    #[arg(long)]
     pub(crate) flat: bool,
+    /// The most that its disk can hold, such as 64G
+    #[arg(long, value_parser = super::ours::bytes)]
     pub(crate) size: Option<u64>,
+    /// Put its disk into this directory
+    #[arg(long, value_name = "DIRECTORY")]
+    pub(crate) location: Option<PathBuf>,
 }
 
 /// Where it comes from.

@@ -9,12 +9,14 @@
 //! | [`run`] | a process in a distribution, and this terminal |
 //! | [`show`] | tables and JSON |
 //! | [`bar`] | progress |
+//! | [`console`] | the machine's console, while it boots |
 //! | [`config`] | every key and where its value comes from |
 //! | [`doctor`] | what this host has and lacks |
 
 mod action;
 mod bar;
 mod config;
+mod console;
 mod doctor;
 mod ours;
 mod perform;

@@ -6,7 +6,7 @@ use clap::{Args, CommandFactory, Parser, Subcommand};
 
 use super::{
     Meaning,
-    action::{Action, Format, Import, Origin, Program, Run, Style},
+    action::{Action, Format, Import, Making, Origin, Program, Run, Style},
 };
 
 /// Many Linux distributions on one kernel, in one lightweight virtual machine.
@@ -62,12 +62,8 @@ enum Verb {
         /// A list to look the name up in, instead of WSL's: a URL or a file
         #[arg(long, value_name = "LIST")]
         from: Option<String>,
-        /// Keep everything on its own disk, instead of sharing what was imported with others of the same archive
-        #[arg(long)]
-        flat: bool,
-        /// The most that its disk can hold, such as 64G
-        #[arg(long, value_parser = bytes)]
-        size: Option<u64>,
+        #[command(flatten)]
+        making: Making,
     },
     /// Tell what the virtual machine and its distributions take
     Status {
@@ -98,12 +94,8 @@ enum Verb {
         name: String,
         /// The archive; `-` is standard input
         archive: PathBuf,
-        /// Keep everything on its own disk, instead of sharing what was imported with others of the same archive
-        #[arg(long)]
-        flat: bool,
-        /// The most that its disk can hold, such as 64G
-        #[arg(long, value_parser = bytes)]
-        size: Option<u64>,
+        #[command(flatten)]
+        making: Making,
     },
     /// Stop a distribution
     #[command(visible_alias = "stop")]
@@ -285,8 +277,8 @@ fn action(verb: Verb) -> Action {
         Verb::Run(run) => Action::Run(running(run.who, run.name, true, run.command)),
         Verb::Exec(exec) => Action::Run(running(exec.who, Some(exec.name), false, exec.command)),
         Verb::List { online: true, from, json, .. } => Action::Online { list: from, json },
-        Verb::Install { source, name, from, flat, size } => {
-            Action::Import(Import { name, origin: Origin::Text(source), list: from, flat, size })
+        Verb::Install { source, name, from, making } => {
+            Action::Import(Import { name, origin: Origin::Text(source), list: from, making })
         }
         Verb::List { verbose, quiet, running, json, .. } => {
             let style = match (json, quiet) {
@@ -300,8 +292,8 @@ fn action(verb: Verb) -> Action {
         Verb::Top => Action::Status { json: false, watch: true },
         Verb::Ports { json } => Action::Ports { json },
         Verb::Vms { json } => Action::Vms { json },
-        Verb::Import { name, archive, flat, size } => {
-            Action::Import(Import { name: Some(name), origin: Origin::File(archive), list: None, flat, size })
+        Verb::Import { name, archive, making } => {
+            Action::Import(Import { name: Some(name), origin: Origin::File(archive), list: None, making })
         }
         Verb::Terminate { name } => Action::Terminate(name),
         Verb::Shutdown { force } => Action::Shutdown { force },

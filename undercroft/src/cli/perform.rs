@@ -133,7 +133,8 @@ fn list(style: Style, running: bool) -> anyhow::Result<u8> {
         }
         (true, _) => {
             eprintln!(
-                "there is no distribution yet: `undercroft import NAME FILE` makes one from a root file system's tar archive"
+                "there is no distribution yet: `undercroft list --online` shows what can be installed by name, and `undercroft import \
+                 NAME FILE` makes one from a root file system's tar archive"
             );
             return Ok(u8::from(matches!(style, Style::Wsl { .. })));
         }
@@ -175,7 +176,8 @@ fn watch() -> anyhow::Result<()> {
 }
 
 fn import(what: action::Import) -> anyhow::Result<()> {
-    let action::Import { name, origin, list, flat, size } = what;
+    let action::Import { name, origin, list, making: action::Making { flat, size, location } } = what;
+    let location = location.map(std::path::absolute).transpose()?;
     let stdin = matches!(&origin, action::Origin::File(path) if path == Path::new("-"));
     if stdin && io::stdin().is_terminal() {
         bail!("-: expected a tar archive on standard input, which is a terminal");
@@ -193,7 +195,7 @@ fn import(what: action::Import) -> anyhow::Result<()> {
     let bar = Bar::new();
     let input = io::stdin();
     let stream: Option<&dyn std::os::fd::AsFd> = stdin.then_some(&input as _);
-    let request = Request::Import(Import { name, origin, list, flat, size });
+    let request = Request::Import(Import { name, origin, list, flat, size, location });
     let answer = Client::new()?.ask(&request, stream, |event| bar.show(event))?;
     drop(bar);
     if let Answer::Text(lines) = answer {

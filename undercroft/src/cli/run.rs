@@ -2,6 +2,7 @@
 
 use std::os::unix::ffi::OsStringExt;
 
+use anyhow::bail;
 use undercroft::{
     Input, Relayed, Signals,
     service::{
@@ -10,9 +11,12 @@ use undercroft::{
     },
     terminal,
 };
-use undercroft_protocol::session::Program as What;
+use undercroft_protocol::session::{ExitStatus, Program as What};
 
-use super::action::{Program, Run};
+use super::{
+    action::{Program, Run},
+    console::Console,
+};
 
 /// Runs it; gives its status as a shell would.
 pub(super) fn run(run: Run) -> anyhow::Result<u8> {
@@ -32,19 +36,35 @@ pub(super) fn run(run: Run) -> anyhow::Result<u8> {
         terminal: interactive.then(terminal::size),
     };
     let client = Client::new()?;
-    // Until the process runs a Ctrl-C ends this client, and with it what was asked.
-    let session = client.run(request, |event| {
-        if let Event::Warning(line) = event {
-            eprintln!("warning: {line}");
+    loop {
+        let mut set_up = None;
+        let console = Console::if_wanted();
+        // Until the process runs a Ctrl-C ends this client, and with it what was asked.
+        let session = client.run(request.clone(), |event| match event {
+            Event::Warning(line) => eprintln!("warning: {line}"),
+            Event::SetUp { name, command } => {
+                eprintln!("{name} is set up before its first shell, by `{command}`:");
+                set_up = Some((name, command));
+            }
+            _ => {}
+        })?;
+        drop(console);
+        let signals = Signals::watch()?;
+        let status = if interactive {
+            terminal::relay(session, &signals)?
+        } else {
+            terminal::relay_pipes(session, &signals)?
+        };
+        match (set_up, status) {
+            (None, status) => return Ok(u8::try_from(status.shell()).unwrap_or(u8::MAX)),
+            (Some(_), ExitStatus::Code(0)) => {}
+            (Some((name, command)), status) => bail!(
+                "{name} is not set up: `{command}` ended with status {}, and there is no shell until it succeeds. \
+                 `undercroft run {name}` begins it anew; a command, as in `undercroft run {name} sh`, runs without",
+                status.shell()
+            ),
         }
-    })?;
-    let signals = Signals::watch()?;
-    let status = if interactive {
-        terminal::relay(session, &signals)?
-    } else {
-        terminal::relay_pipes(session, &signals)?
-    };
-    Ok(u8::try_from(status.shell()).unwrap_or(u8::MAX))
+    }
 }
 
 /// A user's number, as the distribution knows it.
@@ -68,7 +88,7 @@ pub(super) fn uid_of(distribution: &str, user: &str) -> anyhow::Result<u32> {
     let number = String::from_utf8_lossy(&output).trim().parse();
     match (status.shell(), number) {
         (0, Ok(uid)) => Ok(uid),
-        _ => anyhow::bail!("{user}: no such user in {distribution}"),
+        _ => bail!("{user}: no such user in {distribution}"),
     }
 }
 

@@ -4,7 +4,7 @@ use std::{ffi::OsString, os::unix::ffi::OsStrExt, path::PathBuf};
 
 use super::{
     Meaning,
-    action::{Action, Format, Import, Origin, Program, Run, Style},
+    action::{Action, Format, Import, Making, Origin, Program, Run, Style},
     ours::{bytes, line},
 };
 
@@ -19,8 +19,8 @@ Options:
     --shell-type standard|login|none
 
 Management:
-    --install [NAME] [--from-file FILE] [--name NAME]
-    --import NAME DIR FILE|-    make a distribution from a tar archive (DIR is not used: disks have their own place)
+    --install [NAME] [--from-file FILE] [--name NAME] [--location DIR] [--vhd-size SIZE]
+    --import NAME DIR FILE|-    make a distribution from a tar archive, with its disk in DIR
     --import-in-place NAME FILE make an ext4 image a distribution, where it stands
     --export NAME FILE|- [--format tar|tar.gz|tar.xz|vhd]
     --manage NAME --move DIR | --resize SIZE | --set-default-user USER
@@ -37,7 +37,7 @@ undercroft's own verbs: undercroft --help
 ";
 
 /// Options that are verbs here.
-const VERBS: [&str; 27] = [
+const VERBS: [&str; 29] = [
     "--version",
     "--list",
     "-l",
@@ -56,6 +56,8 @@ const VERBS: [&str; 27] = [
     "--mount",
     "--unmount",
     "--update",
+    "--debug-shell",
+    "--system",
     "-d",
     "--distribution",
     "-e",
@@ -174,15 +176,14 @@ fn management(verb: &str, mut rest: Rest) -> Result<Option<Action>, String> {
             Some(word) => return Err(format!("{}: not known after --shutdown", word.display())),
         },
         "--import" => {
-            let (name, _, archive) = (rest.text(verb)?, rest.value(verb)?, rest.value(verb)?);
-            let mut flat = false;
-            let mut size = None;
+            let (name, location, archive) = (rest.text(verb)?, rest.value(verb)?, rest.value(verb)?);
+            let mut making = Making { location: Some(location.into()), ..Making::default() };
             while let Some(word) = rest.next() {
                 match word.to_str() {
                     // There is one version of this system.
                     Some("--version") => drop(rest.value("--version")?),
-                    Some("--flat") => flat = true,
-                    Some("--vhd-size") => size = Some(bytes(&rest.text("--vhd-size")?)?),
+                    Some("--flat") => making.flat = true,
+                    Some("--vhd-size") => making.size = Some(bytes(&rest.text("--vhd-size")?)?),
                     _ => return Err(format!("{}: not known after --import", word.display())),
                 }
             }
@@ -190,14 +191,19 @@ fn management(verb: &str, mut rest: Rest) -> Result<Option<Action>, String> {
                 name: Some(name),
                 origin: Origin::File(archive.into()),
                 list: None,
-                flat,
-                size,
+                making,
             })
         }
         "--import-in-place" => Action::Adopt { name: rest.text(verb)?, image: rest.value(verb)?.into() },
         "--export" => export(&mut rest)?,
         "--manage" => manage(&mut rest)?,
-        "--mount" | "--unmount" | "--update" | "--debug-shell" | "--system" => {
+        "--debug-shell" | "--system" => {
+            return Err(format!(
+                "{verb}: the virtual machine has no shell of its own; `debugConsole` in .wslconfig shows its console, and a \
+                 distribution with `user = shared` has its rights"
+            ));
+        }
+        "--mount" | "--unmount" | "--update" => {
             return Err(format!("{verb}: undercroft has nothing of the kind"));
         }
         "--install" => install(&mut rest)?,
@@ -248,7 +254,7 @@ fn manage(rest: &mut Rest) -> Result<Action, String> {
 }
 
 fn install(rest: &mut Rest) -> Result<Action, String> {
-    let (mut origin, mut name, mut size, mut online) = (None, None, None, false);
+    let (mut origin, mut name, mut making, mut online) = (None, None, Making::default(), false);
     while let Some(word) = rest.next() {
         match word.to_str() {
             Some("--from-file" | "-f") => {
@@ -258,9 +264,9 @@ fn install(rest: &mut Rest) -> Result<Action, String> {
             Some(word) if !word.starts_with('-') => origin = Some(Origin::Text(word.into())),
             Some("--web-download") => {}
             Some("--name") => name = Some(rest.text("--name")?),
-            Some("--vhd-size") => size = Some(bytes(&rest.text("--vhd-size")?)?),
+            Some("--vhd-size") => making.size = Some(bytes(&rest.text("--vhd-size")?)?),
             Some("--no-launch" | "-n") => {}
-            Some("--location" | "-l") => drop(rest.value("--location")?),
+            Some("--location" | "-l") => making.location = Some(rest.value("--location")?.into()),
             _ => {
                 return Err(format!("{}: not known after --install", word.display()));
             }
@@ -268,7 +274,7 @@ fn install(rest: &mut Rest) -> Result<Action, String> {
     }
     match origin {
         _ if online => Ok(Action::Online { list: None, json: false }),
-        Some(origin) => Ok(Action::Import(Import { name, origin, list: None, flat: false, size })),
+        Some(origin) => Ok(Action::Import(Import { name, origin, list: None, making })),
         None => Err("--install: expected a name (of --list --online) or --from-file FILE".into()),
     }
 }
@@ -323,8 +329,7 @@ mod tests {
             name: Some("x".into()),
             origin: Origin::File("-".into()),
             list: None,
-            flat: false,
-            size: None,
+            making: Making { location: Some("/d".into()), ..Making::default() },
         });
         assert_eq!(meant("--import x /d - --version 2"), Ok(Some(import)));
         assert_eq!(meant("--help"), Ok(None));

@@ -8,6 +8,9 @@ use super::{
 };
 use crate::{error::Result, store::Record};
 
+/// Less than this on the host is nothing, in MiB.
+const LITTLE_MIB: u64 = 16;
+
 impl Service {
     /// Every distribution, the default one first, the others as they were made.
     pub(super) fn list(&self) -> Result<Vec<Listed>> {
@@ -64,9 +67,22 @@ impl Service {
             version: env!("CARGO_PKG_VERSION").into(),
             pid: std::process::id(),
             vm,
-            notes: state.notes.iter().cloned().collect(),
+            notes: state.notes.iter().cloned().chain(self.little_space()).collect(),
             distributions,
         })))
+    }
+
+    /// That the host's file system is full: in a distribution nothing shows it but errors of writes.
+    fn little_space(&self) -> Option<String> {
+        let about = rustix::fs::statvfs(&self.paths.data).ok()?;
+        let free = about.f_bavail.saturating_mul(about.f_frsize) >> 20;
+        (free < LITTLE_MIB).then(|| {
+            format!(
+                "no space is left for distributions in {} ({free} MiB): what they write fails, until there is room again; \
+                 one whose files have become read-only by it is to be started anew",
+                self.paths.data.display()
+            )
+        })
     }
 
     /// What is listened for inside, and where it is reached.

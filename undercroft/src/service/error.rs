@@ -1,10 +1,11 @@
 //! What the service refuses, and what keeps a client from it.
 
-use std::path::PathBuf;
+use std::{path::PathBuf, time::Duration};
 
 use undercroft_protocol::FrameError;
 
 use super::wire::Doing;
+use crate::error::Console;
 
 /// Why a request was refused, or the service could not be asked.
 #[derive(Debug, thiserror::Error)]
@@ -56,6 +57,43 @@ pub enum ServiceError {
     /// It is to be used as it is, and does not run.
     #[error("{0} does not run: `undercroft run {0}` starts it")]
     NotRunning(String),
+    /// Somebody else is at it.
+    #[error("{0} is being set up in another terminal: finish that first")]
+    BeingSetUp(String),
+    /// What its makers say cannot be read.
+    #[error("cannot read /etc/wsl-distribution.conf of {name}, which says how it is set up: {reason}")]
+    Package {
+        /// Which distribution.
+        name: String,
+        /// Why not.
+        reason: String,
+    },
+    /// The kernel took too long.
+    #[error(
+        "the virtual machine did not boot within {} ms (`kernelBootTimeout` in .wslconfig), and was stopped{console}",
+        limit.as_millis()
+    )]
+    SlowBoot {
+        /// How long it had.
+        limit: Duration,
+        /// What it said last.
+        console: Console,
+    },
+    /// A distribution took too long.
+    #[error(
+        "{name} did not start within {} ms (`distributionStartTimeout` in .wslconfig), and was stopped: {what} was waited for{console}",
+        limit.as_millis()
+    )]
+    SlowStart {
+        /// Which.
+        name: String,
+        /// What it had not done.
+        what: &'static str,
+        /// How long it had.
+        limit: Duration,
+        /// What the machine said last.
+        console: Console,
+    },
     /// KVM is no good here.
     #[error("{0}")]
     NoKvm(String),
@@ -66,7 +104,10 @@ pub enum ServiceError {
     #[error("the last distribution of the same archive was removed at this moment: try again")]
     BaseGone,
     /// A part of this program's installation is missing.
-    #[error("{what} is missing: looked for {}", looked.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(", "))]
+    #[error(
+        "{what} is missing: unpack the whole archive of undercroft, or name the folder of its parts in UNDERCROFT_PARTS; looked for {}",
+        looked.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(", ")
+    )]
     Missing {
         /// Which part.
         what: &'static str,

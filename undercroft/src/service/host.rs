@@ -17,7 +17,7 @@ use super::{
     state::{Host, On, Service},
 };
 use crate::{
-    Cause, Machine, MachineOptions, NameOptions, NameServers, NatOptions, NetworkMode, NetworkOptions,
+    Cause, HELLO, Machine, MachineOptions, NameOptions, NameServers, NatOptions, NetworkMode, NetworkOptions,
     error::{Error, Result},
     guest::spawn,
     machine_config,
@@ -60,19 +60,25 @@ impl Service {
 
     fn start_machine(&self) -> Result<Arc<Machine>> {
         let parts = Parts::find(self.settings().host.kernel.as_deref())?;
+        let settings = self.settings();
         match probe() {
             Verdict::Hardware => {}
+            // Only slow, and somebody has said that it is: a machine made in software, on a busy host.
+            Verdict::Interpreted { failures, .. } if failures.is_empty() && settings.patience > 1 => {}
             verdict => return Err(ServiceError::NoKvm(verdict.to_string()).into()),
         }
-        let settings = self.settings();
         let mut config = machine_config(&parts.kernel, settings.cpus(), settings.memory_mib());
         config.initramfs = Some(parts.initramfs(&self.paths)?);
+        if settings.host.debug_console {
+            // It is quiet otherwise: each line costs exits.
+            config.command_line.push_str(" loglevel=7");
+        }
         if let Some(more) = &settings.host.kernel_command_line {
             config.command_line = format!("{} {more}", config.command_line);
         }
         let console = settings.host.debug_console_log_file.clone().unwrap_or_else(|| self.paths.console());
         rotate(&console);
-        let machine = Machine::start(MachineOptions {
+        let options = MachineOptions {
             vmm: parts.vmm,
             config,
             modules_disk: settings.host.kernel_modules.clone().or(parts.kernel.modules_disk),
@@ -80,6 +86,11 @@ impl Service {
             patience: settings.patience,
             network: network(&settings),
             folders: crate::folders::wanted(&settings, &self.store),
+        };
+        let limit = settings.host.kernel_boot_timeout * settings.patience;
+        let machine = Machine::start_within(options, limit, |_| ()).map_err(|error| match error {
+            Error::Timeout { what: HELLO, console, .. } => ServiceError::SlowBoot { limit, console }.into(),
+            error => error,
         })?;
         Ok(Arc::new(machine))
     }

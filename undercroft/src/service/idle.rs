@@ -1,7 +1,7 @@
 //! When what stops, and why it does not yet.
 //!
-//! A distribution stops when it has had no session for a while, services and all; the machine when it has had no distribution
-//! for a while; the service when there is no machine, and nobody is connected.
+//! A distribution stops when it has had no session for a while, nor anything that a session left in the background; its services
+//! do not keep it. The machine stops when it has had no distribution for a while; the service when there is no machine, and nobody is connected.
 
 use std::{
     sync::Arc,
@@ -51,6 +51,7 @@ fn rest(since: Instant, limit: Option<Duration>, now: Instant) -> Stay {
 fn distribution(entry: &Entry, times: Times, now: Instant) -> Stay {
     match (entry.doing, entry.sessions) {
         (Doing::Running, 0) if entry.keep => Stay::For("it is to be kept alive"),
+        (Doing::Running, 0) if entry.left > 0 => Stay::For("processes that a session left in the background"),
         (Doing::Running, 0) => rest(entry.idle, times.instance, now),
         (Doing::Running, _) => Stay::For("sessions"),
         _ => Stay::For("it is busy"),
@@ -168,7 +169,19 @@ mod tests {
     fn state(now: Instant, entries: &[(&str, Doing, u32, u64)]) -> State {
         let entries = entries.iter().map(|&(name, doing, sessions, idle)| {
             let idle = now - Duration::from_secs(idle);
-            (name.to_owned(), Entry { name: name.into(), doing, live: None, sessions, idle, keep: false })
+            (
+                name.to_owned(),
+                Entry {
+                    name: name.into(),
+                    doing,
+                    live: None,
+                    sessions,
+                    left: 0,
+                    idle,
+                    keep: false,
+                    setting_up: false,
+                },
+            )
         });
         State {
             host: Host::Off,

@@ -5,6 +5,7 @@ use std::{
     io::{self, Read, Write},
     net::Shutdown,
     os::unix::net::UnixStream,
+    path::Path,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -12,6 +13,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use undercroft_config::{PackageConfig, Settings, keys::PACKAGE};
 use undercroft_protocol::{command::Imported, write_frame};
 
 use super::{
@@ -22,10 +24,10 @@ use super::{
 };
 use crate::{
     Archive,
-    error::{Error, Result},
+    error::{Error, Result, chain},
     guest::spawn,
     source::{Cache, Cancel, Content, Lists, Obtained, Order, Source},
-    store::StoreError,
+    store::{StoreError, check_name},
 };
 
 /// How often a client hears how far something is.
@@ -131,8 +133,14 @@ impl Service {
         let obtained = self.obtain(&source, import.list.clone(), stream, &mut reporter)?;
         // It goes with this function, and no sooner.
         let _spool = spool;
-        let named = obtained.name.clone().filter(|_| !matches!(import.origin, Origin::Stream));
-        let name = import.name.clone().or(named).ok_or(ServiceError::NoName)?;
+        let name = match &import.name {
+            Some(name) => name.clone(),
+            None => {
+                let spooled = matches!(import.origin, Origin::Stream);
+                let named = obtained.name.clone().filter(|_| !spooled);
+                self.own_name(&source, &obtained, named, &mut reporter)?.ok_or(ServiceError::NoName)?
+            }
+        };
         let _turn = match turn {
             Some(turn) => turn,
             None => free(&name)?,
@@ -140,8 +148,28 @@ impl Service {
         for warning in &obtained.warnings {
             reporter.warn(warning);
         }
+        let place =
+            import.location.clone().or_else(|| self.settings().host.distribution_install_path.clone());
+        if let Some(place) = &place {
+            // Before it takes long.
+            let made = std::fs::create_dir_all(place);
+            made.map_err(|source| Error::File { what: "create", path: place.clone(), source })?;
+        }
         let imported = self.make(&name, import, &obtained, &mut reporter)?;
         obtained.discard();
+        if let Some(place) = &place {
+            let what = format!("moving the disk of {name} to {}", place.display());
+            let tell = &mut |done, total| {
+                reporter.progress(&what, done, Some(total));
+                Ok(())
+            };
+            if let Err(error) = self.store.relocate(&name, Some(place), tell) {
+                reporter.warn(&format!(
+                    "the disk of {name} stays in the store ({}): `undercroft move {name} DIRECTORY` puts it elsewhere",
+                    chain(&error)
+                ));
+            }
+        }
         for warning in imported.iter().flat_map(|imported| &imported.warnings) {
             reporter.warn(warning);
         }
@@ -152,6 +180,34 @@ impl Service {
             None => format!("imported {name}: nothing to unpack, another distribution has the same base"),
         };
         Ok(Answer::Text(vec![line]))
+    }
+
+    /// What a distribution is called that nobody gave a name: a list's name for it, what its makers say, its file's name.
+    fn own_name(
+        &self,
+        source: &Source,
+        obtained: &Obtained,
+        named: Option<String>,
+        reporter: &mut Reporter<'_>,
+    ) -> Result<Option<String>> {
+        let file = match (source, &obtained.content) {
+            (Source::Name(_), _) => return Ok(named),
+            (_, Content::File(file)) => file.path(),
+            // Its content is here already, and was not looked at.
+            (Source::Path(path), Content::Held(_)) if path.is_file() => path,
+            (_, Content::Held(_)) => return Ok(named),
+        };
+        let path = Path::new(PACKAGE.file);
+        let text = Archive::open(file)?.file(PACKAGE.file.trim_start_matches('/'))?.unwrap_or_default();
+        let package = PackageConfig::new(&Settings::parse(&PACKAGE, path, &text));
+        let Some(name) = package.default_name else { return Ok(named) };
+        match check_name(&name) {
+            Ok(()) => Ok(Some(name)),
+            Err(error) => {
+                reporter.warn(&format!("{} has a name for it that cannot be used: {error}", path.display()));
+                Ok(named)
+            }
+        }
     }
 
     /// Brings an archive here.

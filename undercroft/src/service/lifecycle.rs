@@ -12,7 +12,7 @@ use super::{
     wire::Doing,
 };
 use crate::{
-    LaunchOptions, Limits,
+    Change, LaunchOptions, Limits,
     error::{Error, Result, chain, describe},
     guest::spawn,
     store::StoreError,
@@ -32,6 +32,11 @@ pub(super) struct Use {
 impl Use {
     pub(super) fn live(&self) -> &Live {
         &self.live
+    }
+
+    /// The distribution's name.
+    pub(super) fn name(&self) -> &str {
+        &self.name
     }
 }
 
@@ -132,18 +137,22 @@ impl Service {
     fn launch(self: &Arc<Self>, name: &str) -> Result<Arc<Live>> {
         // What cannot be had is said before a machine is made for it.
         let held = self.store.hold(name)?;
+        let recorded = held.record.settings.clone();
         let machine = self.machine()?;
         let attached = machine.attach(held).map_err(|error| explained(&machine, error))?;
-        let of = self.settings().of(name);
+        let settings = self.settings();
+        let limit = settings.host.distribution_start_timeout * settings.patience;
+        let of = settings.of(name);
+        // The host's file has the first word, then what was set for it.
         let options = LaunchOptions {
-            hostname: hostname(name),
-            own_users: !of.shared_users,
+            own_users: recorded.own_users && !of.shared_users,
             limits: Limits {
-                memory: of.memory,
-                cpu_milli: of.cpu_milli,
-                pids: of.processes,
-                io_bytes: of.disk_bandwidth,
+                memory: of.memory.or(recorded.limits.memory),
+                cpu_milli: of.cpu_milli.or(recorded.limits.cpu_milli),
+                pids: of.processes.or(recorded.limits.pids),
+                io_bytes: of.disk_bandwidth.or(recorded.limits.io_bytes),
             },
+            limit: Some(limit),
             ..LaunchOptions::new(name, attached.root().clone())
         };
         match machine.launch(&options) {
@@ -160,14 +169,33 @@ impl Service {
                 if let Err(second) = machine.detach(attached) {
                     self.note(format!("{name}: its disk could not be taken out after it failed: {second}"));
                 }
-                Err(explained(&machine, error))
+                Err(match explained(&machine, error) {
+                    Error::Timeout { what, console, .. } => {
+                        ServiceError::SlowStart { name: name.into(), what, limit, console }.into()
+                    }
+                    error => error,
+                })
             }
         }
     }
 
     /// Takes note of a distribution's end, and takes its disks out.
     fn watch_distribution(&self, name: &str, live: &Arc<Live>) {
-        let status = live.distribution.wait();
+        let mut left = 0;
+        let status = loop {
+            match live.distribution.wait_for_change(left) {
+                Change::Left(now) => {
+                    left = now;
+                    self.update(|state| {
+                        if let Some(entry) = state.entry(name) {
+                            entry.left = now;
+                            entry.idle = Instant::now();
+                        }
+                    });
+                }
+                Change::Ended(status) => break status,
+            }
+        };
         let asked = self.update(|state| match state.entry(name) {
             Some(entry) if entry.doing == Doing::Stopping => true,
             Some(entry) => {
@@ -209,7 +237,7 @@ impl Service {
                     None => return Ok(Vec::new()),
                     Some(entry) => match (entry.doing, &entry.live) {
                         // Somebody has come since it was found idle.
-                        (Doing::Running, Some(_)) if only_if_idle && entry.sessions > 0 => {
+                        (Doing::Running, Some(_)) if only_if_idle && entry.sessions + entry.left > 0 => {
                             return Ok(Vec::new());
                         }
                         (Doing::Running, Some(live)) => {
@@ -251,24 +279,5 @@ impl Service {
             state = self.wait(state, Some(Duration::from_secs(1)));
         }
         Ok(complaints)
-    }
-}
-
-/// A name may hold what a host name may not.
-fn hostname(name: &str) -> String {
-    let letters = name.chars().map(|c| if c.is_ascii_alphanumeric() || c == '-' { c } else { '-' });
-    let hostname: String = letters.take(63).collect();
-    let hostname = hostname.trim_matches('-');
-    if hostname.is_empty() { "undercroft".into() } else { hostname.into() }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn host_names_are_host_names() {
-        assert_eq!(hostname("deb_12.x"), "deb-12-x");
-        assert_eq!(hostname("..."), "undercroft");
     }
 }

@@ -10,6 +10,7 @@
 //! | `lifecycle` | a distribution: started, watched, stopped |
 //! | `idle` | when what stops, and why it does not yet |
 //! | `session` | one process for one client |
+//! | `setup` | what a new distribution's makers want run first |
 //! | `jobs` | what takes long: import, removal |
 //! | `whole` | export, clone, rename, move, resize |
 //! | `upkeep` | swap, memory that goes back, the clock |
@@ -30,6 +31,7 @@ mod parts;
 mod paths;
 mod session;
 mod settings;
+mod setup;
 mod state;
 mod upkeep;
 mod whole;

@@ -1,12 +1,18 @@
 //! One process for one client: started, its streams handed over, steered, its end told.
 
 use std::{
+    io,
     net::Shutdown,
     os::{fd::AsFd, unix::net::UnixStream},
     sync::Arc,
 };
 
-use undercroft_protocol::{read_frame, write_frame};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use undercroft_protocol::{
+    read_frame,
+    session::{ExitStatus, Program as What},
+    write_frame,
+};
 
 use super::{
     ServiceError,
@@ -16,7 +22,7 @@ use super::{
 };
 use crate::{
     Pipes, Program, Streams,
-    error::Result,
+    error::{Error, Result},
     guest::spawn,
     session::{Control, Session, Steer, Steering},
 };
@@ -26,6 +32,15 @@ impl Service {
     pub(super) fn run(self: &Arc<Self>, run: Run, stream: &UnixStream) -> Result<()> {
         let name = self.name(run.distribution.as_deref())?;
         let place = self.using(&name, run.start)?;
+        // It may have been a while: what nobody waits for any more is not begun.
+        if is_gone(stream) {
+            return Err(Error::System { what: "go on", source: io::ErrorKind::Interrupted.into() });
+        }
+        if let (Some(size), What::LoginShell) = (run.terminal, &run.program)
+            && self.set_up(&place, size, &run.environment, stream)?
+        {
+            return Ok(());
+        }
         let distribution = &place.live().distribution;
         let mut program = Program::what(run.program);
         for (variable, value) in run.environment {
@@ -43,10 +58,16 @@ impl Service {
             None => distribution.exec(&program, Pipes::ALL),
         };
         let session = session.map_err(|error| explained(&place.live().machine, error))?;
-        self.attend(session, stream)
+        self.attend(session, stream, |_| Ok(()))
     }
 
-    fn attend(&self, mut session: Session, mut stream: &UnixStream) -> Result<()> {
+    /// Hands a session's streams to a client, passes on what it says, and tells the end, before which `ended` is called.
+    pub(super) fn attend(
+        &self,
+        mut session: Session,
+        mut stream: &UnixStream,
+        ended: impl FnOnce(ExitStatus) -> Result<()>,
+    ) -> Result<()> {
         let streams = session.take_streams();
         let handed: Vec<_> = match &streams {
             Some(Streams::Terminal(stream)) => vec![stream.as_fd()],
@@ -61,19 +82,27 @@ impl Service {
         // The client's alone from now on: its end is the stream's end.
         drop(handed);
         drop(streams);
-        let failed = |source| crate::Error::System { what: "listen to a client", source };
+        let failed = |source| Error::System { what: "listen to a client", source };
         let (reader, control) = (stream.try_clone().map_err(failed)?, session.control());
         let listener = spawn("session", move || listen(reader, &control))?;
         let status = session.wait();
-        let told = status.map(|status| {
+        let told = status.and_then(|status| {
+            ended(status)?;
             // A client that is gone does not mind.
             let _ = write_frame(&mut stream, &Event::Exited(status));
+            Ok(())
         });
         // Ends the listener, too.
         let _ = stream.shutdown(Shutdown::Read);
         let _ = listener.join();
         told
     }
+}
+
+/// Whether the client has gone; until its process runs it says nothing.
+fn is_gone(stream: &UnixStream) -> bool {
+    let mut descriptors = [PollFd::new(stream.as_fd(), PollFlags::empty())];
+    poll(&mut descriptors, PollTimeout::ZERO).is_ok() && descriptors[0].any().unwrap_or(true)
 }
 
 /// Passes on what the client says; its silence for good is the session's end.

@@ -68,10 +68,14 @@ pub(super) struct Entry {
     pub(super) live: Option<Arc<Live>>,
     /// Sessions that run or are being started.
     pub(super) sessions: u32,
-    /// Since when there is none.
+    /// Sessions that have ended and left processes behind, which go on.
+    pub(super) left: u32,
+    /// Since when there is none of either.
     pub(super) idle: Instant,
     /// It does not stop for idleness.
     pub(super) keep: bool,
+    /// Somebody sets it up.
+    pub(super) setting_up: bool,
 }
 
 /// A distribution that was launched.
@@ -179,8 +183,10 @@ impl State {
                     doing,
                     live: None,
                     sessions: 0,
+                    left: 0,
                     idle: Instant::now(),
                     keep: false,
+                    setting_up: false,
                 };
                 self.distributions.insert(name.to_ascii_lowercase(), entry);
                 Ok(())

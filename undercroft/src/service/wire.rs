@@ -138,6 +138,8 @@ pub struct Import {
     pub flat: bool,
     /// Bytes of its own disk; `None` is the configuration's.
     pub size: Option<u64>,
+    /// The directory of its own disk, by its absolute path; `None` is the configuration's.
+    pub location: Option<PathBuf>,
 }
 
 /// What to export, and how.
@@ -208,6 +210,13 @@ pub enum Event {
         message: String,
         /// What a shell would give as status (126, 127), if it is about the program.
         status: Option<i32>,
+    },
+    /// The distribution has to be set up first: what is started now is this, and what was asked for is to be asked again.
+    SetUp {
+        /// The distribution.
+        name: String,
+        /// Its `oobe.command`.
+        command: String,
     },
 }
 

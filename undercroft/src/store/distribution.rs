@@ -55,7 +55,7 @@ impl Store {
     pub fn create(&self, name: &str, base: &Base, size: u64) -> Result<Record> {
         let guard = self.lock()?;
         let new = self.begin_empty(&guard, name, size)?;
-        self.finish(&guard, new, Content::Layered(base.digest()), Settings::default())
+        self.finish(&guard, new, Content::Layered(base.digest()), Settings::of_a_new_one())
     }
 
     /// Makes a distribution with everything on its own disk (of this size in bytes), and tells what was unpacked there.
@@ -71,7 +71,7 @@ impl Store {
         let unpacked = by.unpack(&new.disk, archive);
         let imported = unpacked.map_err(|error| disk::explain(&new.partial.path, error))?;
         file.check()?;
-        Ok((self.finish(&self.lock()?, new, Content::Flat, Settings::default())?, imported))
+        Ok((self.finish(&self.lock()?, new, Content::Flat, Settings::of_a_new_one())?, imported))
     }
 
     /// With an empty file system of this size (in bytes) on its disk.

@@ -16,7 +16,7 @@ pub enum StoreError {
     #[error("there is already a distribution called {0}")]
     Taken(String),
     /// There is none of that name.
-    #[error("there is no distribution called {0}")]
+    #[error("there is no distribution called {0}: `undercroft list` names those that there are")]
     Unknown(String),
     /// Another machine runs it.
     #[error("{0} is in use: another virtual machine has its disk")]

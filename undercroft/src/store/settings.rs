@@ -38,6 +38,13 @@ impl Default for Settings {
     }
 }
 
+impl Settings {
+    /// Of one that is made from what its makers packed: it has not been set up yet.
+    pub(super) fn of_a_new_one() -> Self {
+        Self { setup: Setup::Pending, ..Self::default() }
+    }
+}
+
 /// Whether a distribution has been set up by its own means.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

@@ -101,10 +101,7 @@ fn in_machine(
     };
     // Its disk is this process's own until the machine has ended.
     let attached = machine.attach(held)?;
-    let distribution = machine.launch(&LaunchOptions {
-        hostname: hostname(&chosen.name),
-        ..LaunchOptions::new(&chosen.name, attached.root().clone())
-    })?;
+    let distribution = machine.launch(&LaunchOptions::new(&chosen.name, attached.root().clone()))?;
     let program = program(plan);
     let session = if terminal::is_interactive() {
         distribution.exec_terminal(&program, terminal::size())
@@ -142,14 +139,6 @@ fn program(plan: &Plan) -> Program {
         }
     }
     program
-}
-
-/// A name may hold what a host name may not.
-fn hostname(name: &str) -> String {
-    let letters = name.chars().map(|c| if c.is_ascii_alphanumeric() || c == '-' { c } else { '-' });
-    let hostname: String = letters.take(63).collect();
-    let hostname = hostname.trim_matches('-');
-    if hostname.is_empty() { "undercroft".into() } else { hostname.into() }
 }
 
 fn shell_status(status: i32) -> u8 {
@@ -196,15 +185,4 @@ fn make(plan: &Plan, store: &Store, machine: &Machine, distribution: &Distributi
     }
     eprintln!("imported {name}: {} entries, {} MiB", imported.entries, imported.bytes.div_ceil(1 << 20));
     Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn host_names_are_host_names() {
-        assert_eq!(hostname("deb_12.x"), "deb-12-x");
-        assert_eq!(hostname("..."), "undercroft");
-    }
 }

@@ -227,14 +227,15 @@ fn settings_stay_and_records_of_the_first_version_are_read() {
     let Some(f) = fixture() else { return };
     f.marked("a");
     let record = f.store.distribution("a").unwrap().unwrap();
-    assert_eq!(record.settings, Settings::default());
+    assert_eq!(record.settings, Settings { setup: Setup::Pending, ..Settings::default() });
     assert!(record.settings.own_users);
     let path = f.store.directory.join(DISTRIBUTIONS).join("a").join(RECORD);
     let Content::Layered(base) = record.content else { panic!("{record:?}") };
     let first =
         format!("{{\"version\":1,\"name\":\"a\",\"content\":{{\"layered\":\"{base}\"}},\"created\":7}}");
     fs::write(&path, first).unwrap();
-    assert_eq!(f.store.distribution("a").unwrap().unwrap(), Record { created: 7, ..record });
+    let old = Record { created: 7, settings: Settings::default(), ..record };
+    assert_eq!(f.store.distribution("a").unwrap().unwrap(), old);
     // While it is in use, too.
     let held = f.store.hold("a").unwrap();
     let set = Settings {

@@ -1,0 +1,276 @@
+//! What is cut in the middle: whoever is killed while files change, what was acknowledged is there, disks are clean or their journal
+//! makes them so, nothing is half there, the next command says what happened, and the same command succeeds.
+
+use std::{
+    fs,
+    io::{BufRead, BufReader, Read},
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
+    process::{Child, Command, Output},
+    time::{Duration, Instant},
+};
+
+use undercroft_harness::{
+    archive::{Archive, Meta},
+    outcome::{Failure, Outcome},
+    product::Product,
+    vm::{Kernel, guest_test},
+};
+
+/// Times that no test comes to.
+const QUIET: &str = "memory=512MB\nprocessors=1\nswap=0\n";
+/// Bytes that take a while to be moved, and how many are moved when it is cut.
+const BULK: usize = 96 << 20;
+const CUT: u64 = 8 << 20;
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).trim_end().to_owned()
+}
+
+/// A distribution's archive with much that does not compress.
+fn bulky(one: &Product) -> Result<PathBuf, Failure> {
+    let path = one.folder().join("bulky.tar");
+    let mut bulk = vec![0; BULK];
+    fs::File::open("/dev/urandom")?.read_exact(&mut bulk)?;
+    Archive::busybox("bulky")?.file("bulk", &bulk, Meta::mode(0o644))?.write(&path)?;
+    Ok(path)
+}
+
+/// Bytes that a file, or all in a folder, take.
+fn taken(path: &Path) -> u64 {
+    let Ok(about) = fs::symlink_metadata(path) else { return 0 };
+    let below =
+        fs::read_dir(path).into_iter().flatten().flatten().map(|entry| taken(&entry.path())).sum::<u64>();
+    below + about.blocks() * 512
+}
+
+/// Waits until something is in full swing.
+fn in_full_swing(path: &Path, before: u64, running: &mut Child) -> Outcome {
+    let start = Instant::now();
+    while taken(path) < before + CUT {
+        if let Some(status) = running.try_wait()? {
+            return Err(Failure::Harness(format!("it was over ({status}) before it was cut")));
+        }
+        if start.elapsed() > Duration::from_secs(120) {
+            return Err(Failure::Harness(format!("nothing came to {}", path.display())));
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    Ok(())
+}
+
+fn kill(pid: &str) -> Outcome {
+    Command::new("kill").args(["-9", pid]).status()?;
+    Ok(())
+}
+
+/// Looks at every disk of the store: after its journal was replayed, if it has one to replay, nothing is wrong with it.
+fn disks_are_clean(one: &Product) -> Outcome {
+    let store = one.folder().join("data/undercroft");
+    let copy = one.folder().join("looked-at.ext4");
+    let mut disks: Vec<_> = fs::read_dir(store.join("bases"))?.flatten().map(|entry| entry.path()).collect();
+    let own =
+        fs::read_dir(store.join("distributions"))?.flatten().map(|entry| entry.path().join("disk.ext4"));
+    disks.extend(own.filter(|path| path.exists()));
+    for disk in disks {
+        let run = |program: &str, arguments: &[&str]| -> Result<Output, Failure> {
+            Ok(Command::new(program).args(arguments).arg(&copy).output()?)
+        };
+        let copied = Command::new("cp").args(["--sparse=always"]).arg(&disk).arg(&copy).status()?;
+        assert!(copied.success(), "{}", disk.display());
+        if disk.ends_with("disk.ext4") {
+            let replayed = run("/sbin/e2fsck", &["-y", "-E", "journal_only"])?;
+            assert!(
+                matches!(replayed.status.code(), Some(0 | 1)),
+                "{}: {}",
+                disk.display(),
+                text(&replayed.stdout)
+            );
+        }
+        let checked = run("/sbin/e2fsck", &["-fn"])?;
+        assert!(checked.status.success(), "{}: {}", disk.display(), text(&checked.stdout));
+        fs::remove_file(&copy)?;
+    }
+    Ok(())
+}
+
+/// What needs a machine: its VMM is killed.
+#[test]
+fn an_import_and_an_export() -> Outcome {
+    guest_test(|suite| {
+        let one = Product::new(suite, Kernel::Tuned, QUIET)?;
+        one.say(&format!("import a {}", suite.busybox.display()))?;
+        let bulky = bulky(&one)?;
+        let vmm = || -> Result<String, Failure> { Ok(one.status()?["vm"]["pid"].to_string()) };
+
+        one.say("run a true")?;
+        let pid = vmm()?;
+        let partial = one.folder().join("data/undercroft/partial");
+        let mut import = one.spawn(&format!("import b {}", bulky.display()))?;
+        in_full_swing(&partial, taken(&partial), &mut import)?;
+        kill(&pid)?;
+        let cut = import.wait_with_output()?;
+        assert_eq!(cut.status.code(), Some(125));
+        assert!(text(&cut.stderr).contains("killed"), "{}", text(&cut.stderr));
+        assert_eq!(one.state("b")?, "absent");
+        disks_are_clean(&one)?;
+        one.say(&format!("import b {}", bulky.display()))?;
+        assert_eq!(one.sh("b", "stat -c %s /bulk")?, BULK.to_string());
+
+        let pid = vmm()?;
+        let exports = one.folder().join("exports");
+        fs::create_dir(&exports)?;
+        let line = format!("export b {}", exports.join("b.tar").display());
+        let mut export = one.spawn(&line)?;
+        in_full_swing(&exports, 0, &mut export)?;
+        kill(&pid)?;
+        let cut = export.wait_with_output()?;
+        assert_eq!(cut.status.code(), Some(125));
+        assert!(text(&cut.stderr).contains("killed"), "{}", text(&cut.stderr));
+        assert_eq!(fs::read_dir(&exports)?.count(), 0);
+        assert!(one.say("status")?.contains("the virtual machine ended"));
+        disks_are_clean(&one)?;
+        one.say(&line)?;
+        assert!(fs::metadata(exports.join("b.tar"))?.len() > BULK as u64);
+        one.finish()
+    })
+}
+
+/// What the service does itself: it is killed.
+#[test]
+fn a_clone_a_move_and_a_resize() -> Outcome {
+    guest_test(|suite| {
+        let one = Product::new(suite, Kernel::Tuned, QUIET)?;
+        one.say(&format!("import b {} --flat", bulky(&one)?.display()))?;
+        one.sh("b", "echo stays > /mark; sync")?;
+        one.say("shutdown")?;
+        let store = one.folder().join("data/undercroft");
+        // Another file system: on the same one a disk is moved by its name alone.
+        let elsewhere = tempfile::Builder::new().prefix("undercroft-").tempdir_in("/dev/shm")?;
+        let cases = [
+            ("clone b c".to_owned(), store.join("partial")),
+            ("resize b 80G".to_owned(), store.join("distributions/b")),
+            (format!("move b {}", elsewhere.path().display()), elsewhere.path().to_owned()),
+        ];
+        for (line, grows) in cases {
+            let before = taken(&grows);
+            // The service may have left meanwhile.
+            one.say("list")?;
+            let mut running = one.spawn(&line)?;
+            in_full_swing(&grows, before, &mut running)?;
+            kill(&one.service().expect("it runs").to_string())?;
+            let cut = running.wait_with_output()?;
+            assert_eq!(cut.status.code(), Some(125), "{line}");
+            assert!(text(&cut.stderr).contains("the service ended"), "{line}: {}", text(&cut.stderr));
+
+            if line.starts_with("clone") {
+                assert_eq!(one.state("c")?, "absent");
+            }
+            assert_eq!(one.state("b")?, "stopped");
+            assert!(one.say("status")?.contains("cleared away"), "{line}");
+            assert!(taken(&grows) < before + CUT, "{line} left something");
+            disks_are_clean(&one)?;
+            one.say(&line)?;
+        }
+        assert!(elsewhere.path().join("b.ext4").exists());
+        disks_are_clean(&one)?;
+        assert_eq!(
+            one.sh("b", "cat /mark; stat -c %s /bulk; df -m / | awk 'NR == 2 {print ($2 > 70000)}'")?,
+            format!("stays\n{BULK}\n1")
+        );
+        assert_eq!(one.sh("c", "cat /mark")?, "stays");
+        one.finish()
+    })
+}
+
+/// A distribution that writes and syncs all the time: whatever it said was synced is there.
+#[test]
+fn a_write_load() -> Outcome {
+    guest_test(|suite| {
+        let one = Product::new(suite, Kernel::Tuned, QUIET)?;
+        one.say(&format!("import a {}", suite.busybox.display()))?;
+        one.sh("a", "mkdir -p /w; sync")?;
+        let load = "n=$1; while :; do n=$((n + 1)); echo $n > /w/$n; fsync /w/$n && echo $n; done";
+        let mut last = 0;
+        for round in 0..2 {
+            let from = last.to_string();
+            let mut command = one.command(["run", "a", "/bin/sh", "-c", load, "load", from.as_str()]);
+            let mut writer =
+                command.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped()).spawn()?;
+            let pid = {
+                one.until("a session", || Ok(one.say("list -v")?.contains("1 session")))?;
+                one.status()?["vm"]["pid"].to_string()
+            };
+            for (seen, line) in BufReader::new(writer.stdout.take().expect("a pipe")).lines().enumerate() {
+                last = line?.parse::<u64>().map_err(|error| Failure::Failed(error.to_string()))?;
+                if seen == 20 + round {
+                    kill(&pid)?;
+                }
+            }
+            assert_eq!(writer.wait()?.code(), Some(125));
+            disks_are_clean(&one)?;
+            assert!(one.say("status")?.contains("the virtual machine ended"));
+            // Each of them, with what was in it.
+            let wrong = one.sh(
+                "a",
+                &format!("for n in $(seq {last}); do test \"$(cat /w/$n)\" = $n || echo $n; done"),
+            )?;
+            assert_eq!(wrong, "", "of {last}");
+        }
+        one.finish()
+    })
+}
+
+/// The host's file system is full: who writes is told, nobody else minds, and with room again it goes on.
+#[test]
+fn a_full_disk() -> Outcome {
+    guest_test(|suite| {
+        let one = Product::new(suite, Kernel::Tuned, QUIET)?;
+        let data = one.folder().join("data");
+        fs::create_dir(&data)?;
+        let mount = |options: &str| -> Outcome {
+            let mounted =
+                Command::new("mount").args(["-t", "tmpfs", "-o", options, "none"]).arg(&data).status()?;
+            if mounted.success() {
+                Ok(())
+            } else {
+                Err(Failure::Harness(format!("mount -o {options}: {mounted}")))
+            }
+        };
+        if !nix::unistd::geteuid().is_root() {
+            return undercroft_harness::outcome::skip("a small file system is root's to mount");
+        }
+        mount("size=96m")?;
+        for name in ["a", "b"] {
+            one.say(&format!("import {name} {}", suite.busybox.display()))?;
+        }
+        let mut other = one.spawn("run b cat")?;
+        one.sh("a", "echo before > /before; sync")?;
+        let machine = one.status()?["vm"]["pid"].to_string();
+        let full = one
+            .command(["run", "a", "dd", "if=/dev/zero", "of=/large", "bs=1M", "count=200", "conv=fsync"])
+            .output()?;
+        assert_eq!(full.status.code(), Some(1), "{}", text(&full.stderr));
+        let said = text(&full.stderr);
+        assert!(said.contains("No space left on device"), "{said}");
+        let status = one.say("status")?;
+        assert!(status.contains("no space is left"), "{status}");
+        // The others, and the machine.
+        assert_eq!(one.say("run b echo alive")?, "alive");
+        assert_eq!(one.status()?["vm"]["pid"].to_string(), machine);
+
+        mount("remount,size=400m")?;
+        one.say("terminate a")?;
+        assert_eq!(
+            one.sh("a", "cat /before; rm -f /large; echo after > /after; sync; cat /after")?,
+            "before\nafter"
+        );
+        assert_eq!(one.status()?["vm"]["pid"].to_string(), machine);
+        drop(other.stdin.take());
+        assert!(other.wait()?.success());
+        one.say("shutdown")?;
+        disks_are_clean(&one)?;
+        Command::new("umount").arg("--lazy").arg(&data).status()?;
+        Ok(())
+    })
+}
