@@ -4,7 +4,7 @@ use std::{fs, path::Path};
 
 use undercroft_ruler_runner::{Run, Until};
 
-use super::{Row, containers, measure};
+use super::{Peer, Row, containers, measure};
 use crate::{
     Error,
     archive::Archive,
@@ -51,10 +51,7 @@ pub fn rows(
     let mut rows = vec![Row {
         name: "undercroft".into(),
         what: "a user namespace, PIDs, mounts, UTS, IPC, cgroups; a shared base and a disk of its own".into(),
-        counts: life
-            .part("systemd")
-            .and_then(|part| part.program)
-            .ok_or_else(|| "its marker was not seen".into()),
+        counts: life.part("systemd").map(|part| part.whole).ok_or_else(|| "was not measured".into()),
     }];
     rows.extend(nspawn(&machine, &tree, work)?);
     Ok((rows, life))
@@ -92,14 +89,24 @@ fn distribution(debian: &Path, out: &Path) -> Result<(), Error> {
     })
 }
 
-/// systemd-nspawn's, with nothing of the host but its network.
+/// systemd-nspawn's, with nothing of the host but its network. Each time in a cgroup of its own: it leaves the one that it was
+/// started in divided, and could not start there again.
 fn nspawn(machine: &Machine, tree: &Path, work: &Path) -> Result<Vec<Row>, Error> {
-    let mut peer = containers::nspawn();
-    peer.what = "PIDs, mounts, UTS, IPC, cgroups; a folder of the host's";
-    peer.arguments = ["--quiet", "--register=no", "--keep-unit", "--console=pipe", "--boot", "-D", ROOT]
-        .map(String::from)
-        .into();
+    let tool = containers::nspawn();
+    let what = "PIDs, mounts, UTS, IPC, cgroups; a folder of the host's";
+    let Some(program) = tool.found() else {
+        let counts = Err(format!("not on this host; it comes with {}", tool.install));
+        return Ok(vec![Row { name: tool.name.into(), what: what.into(), counts }]);
+    };
+    let script = format!(
+        "{BUSYBOX} mkdir /sys/fs/cgroup/$$ && echo $$ > /sys/fs/cgroup/$$/cgroup.procs && \
+         exec {} --quiet --register=no --keep-unit --console=pipe --boot -D {ROOT}",
+        program.display()
+    );
     let mut archive = Archive::default();
+    archive.program(&program, &program)?;
+    let peer =
+        Peer { program: "busybox", arguments: ["sh", "-c", &script].map(String::from).into(), what, ..tool };
     archive.copy(tree, TAR);
     archive.program(Path::new(BUSYBOX), BUSYBOX)?;
     let drop_in = format!("{ROOT}/etc/systemd/system/measured.service.d");
