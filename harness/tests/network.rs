@@ -234,8 +234,15 @@ fn datagrams_from_outside() -> Outcome {
                 ports.filter(|one| one.inside.transport == transport && one.inside.address.port() == port);
             here.filter_map(|one| one.outside).collect()
         };
+        let both = || outside(Transport::Udp, 8095).len() == 2 && outside(Transport::Udp, 8096).len() == 2;
+        let begin = Instant::now();
         until("two servers are not there", || {
-            Ok(outside(Transport::Udp, 8095).len() == 2 && outside(Transport::Udp, 8096).len() == 2)
+            let there = both();
+            if !there && begin.elapsed() > Duration::from_secs(58) {
+                eprintln!("{:?}; {:?}", vm.machine().ports(), vm.machine().warnings());
+                eprintln!("{}", vm.read("a", "cat /proc/net/udp /proc/net/udp6; ps ax | grep perl")?);
+            }
+            Ok(there)
         })?;
         assert_eq!(outside(Transport::Udp, 8098), [], "it is to be left alone");
         let at = |ip: &str, port: u16| SocketAddr::new(ip.parse().expect("an address"), port);

@@ -1,5 +1,5 @@
 //! The scenes of the article that started this project (`notes/scenes.md`), in its order, on real distributions, through the
-//! product's command line. Scenes 6 and 7 are about the network; 9 and 18 are numbers, which benches/budget.toml holds.
+//! product's command line. Scenes 6 and 7 are those of apt.rs; 9 and 18 are numbers, which benches/budget.toml holds.
 
 use undercroft_harness::{
     oci,

@@ -38,7 +38,6 @@ pub(super) fn run(context: &mut Context) -> anyhow::Result<()> {
     let suite = prepare().context("preparing kernels and distributions")?;
     let set = target.join("guest-suite.json");
     suite.write(&set)?;
-    context.start_budget()?;
 
     let in_lab = lab::needed();
     if let Some(reason) = &in_lab {

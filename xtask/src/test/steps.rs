@@ -46,10 +46,6 @@ pub(super) const STEPS: &[Step] = &[
 pub(super) struct Context {
     /// The kernel's build, and where it writes.
     pub(super) kernel: Option<(Child, PathBuf)>,
-    /// The budgets' measurement, likewise, where it runs beside the guest tests.
-    pub(super) budget: Option<(Child, PathBuf)>,
-    /// Whether it is to.
-    pub(super) budget_is_chosen: bool,
     /// Guest tests by name.
     pub(super) filter: Option<String>,
     /// What a person should read at the end.
@@ -57,17 +53,8 @@ pub(super) struct Context {
 }
 
 impl Context {
-    pub(super) fn new(filter: Option<String>, budget_is_chosen: bool) -> Self {
-        Self { kernel: None, budget: None, budget_is_chosen, filter, notes: Vec::new() }
-    }
-
-    /// Starts measuring what the budgets hold, beside what follows: it counts instructions, which others cannot disturb, and
-    /// guest tests leave a third of the CPUs idle while they wait for time to pass.
-    pub(super) fn start_budget(&mut self) -> anyhow::Result<()> {
-        if self.budget_is_chosen && self.budget.is_none() {
-            self.budget = Some(in_background(&["budget", "--brief"], "budget.log")?);
-        }
-        Ok(())
+    pub(super) fn new(filter: Option<String>) -> Self {
+        Self { kernel: None, filter, notes: Vec::new() }
     }
 
     /// Waits for the kernel's build, if one was started.
@@ -109,7 +96,7 @@ impl Context {
 /// A build that this run started does not outlive it: it would hold the cache's lock and the machine's CPUs.
 impl Drop for Context {
     fn drop(&mut self) {
-        for (child, _) in self.kernel.iter_mut().chain(&mut self.budget) {
+        if let Some((child, _)) = &mut self.kernel {
             let _ = child.kill();
             let _ = child.wait();
         }
@@ -133,23 +120,18 @@ fn cargo(arguments: &[&str]) -> Command {
 
 fn kernel(context: &mut Context) -> anyhow::Result<()> {
     packages::ensure(Group::KernelBuild)?;
-    context.kernel = Some(in_background(&["kernel"], "kernel-build.log")?);
-    Ok(())
-}
-
-/// Starts `cargo xtask` with these arguments; what it says goes to a file of this name in the target directory.
-fn in_background(arguments: &[&str], log: &str) -> anyhow::Result<(Child, PathBuf)> {
-    let log = guest::target().join(log);
+    let log = guest::target().join("kernel-build.log");
     let file = File::create(&log).with_context(|| log.display().to_string())?;
     let child = Command::new(std::env::current_exe()?)
-        .args(arguments)
+        .args(["kernel"])
         .stdin(Stdio::null())
         .stdout(file.try_clone()?)
         .stderr(file)
         .spawn()
-        .with_context(|| format!("starting cargo xtask {}", arguments.join(" ")))?;
-    println!("the log of {}: {}", arguments[0], log.display());
-    Ok((child, log))
+        .context("starting cargo xtask kernel")?;
+    println!("its log: {}", log.display());
+    context.kernel = Some((child, log));
+    Ok(())
 }
 
 fn format(_: &mut Context) -> anyhow::Result<()> {
@@ -170,12 +152,7 @@ fn tidy(_: &mut Context) -> anyhow::Result<()> {
 
 fn budget(context: &mut Context) -> anyhow::Result<()> {
     context.wait_for_kernel()?;
-    let Some((mut child, log)) = context.budget.take() else {
-        return sh(Command::new(std::env::current_exe()?).args(["budget", "--brief"]));
-    };
-    let status = child.wait().context("waiting for cargo xtask budget")?;
-    print!("{}", std::fs::read_to_string(&log).unwrap_or_default());
-    if status.success() { Ok(()) } else { bail!("cargo xtask budget --brief: {status}") }
+    sh(Command::new(std::env::current_exe()?).args(["budget", "--brief"]))
 }
 
 /// The release of cargo-deny that is installed where there is none.
