@@ -190,10 +190,12 @@ fn the_world_from_outside(#[values(Kernel::Stock, Kernel::Tuned)] kernel: Kernel
     })
 }
 
-/// A server by UDP that says everything once more, in the background.
+/// A server by UDP that says everything once more, in the background. Without the flags that would find no IPv4 in a machine
+/// that has no card.
 fn echo(vm: &Vm, address: &str, port: u16) -> Outcome {
     let program = format!(
-        "$s = IO::Socket::IP->new(LocalHost => '{address}', LocalPort => {port}, Proto => 'udp') or die; \
+        "$s = IO::Socket::IP->new(LocalHost => '{address}', LocalPort => {port}, Proto => 'udp', \
+             GetAddrInfoFlags => 0) or die; \
          while (defined($p = $s->recv($b, 65535))) {{ $s->send(\"you said $b\", 0, $p) }}"
     );
     vm.sh("a", &format!("setsid perl -MIO::Socket::IP -e '{program}' >/dev/null 2>&1 &"))?;
@@ -235,15 +237,7 @@ fn datagrams_from_outside() -> Outcome {
             here.filter_map(|one| one.outside).collect()
         };
         let both = || outside(Transport::Udp, 8095).len() == 2 && outside(Transport::Udp, 8096).len() == 2;
-        let begin = Instant::now();
-        until("two servers are not there", || {
-            let there = both();
-            if !there && begin.elapsed() > Duration::from_secs(58) {
-                eprintln!("{:?}; {:?}", vm.machine().ports(), vm.machine().warnings());
-                eprintln!("{}", vm.read("a", "cat /proc/net/udp /proc/net/udp6; ps ax | grep perl")?);
-            }
-            Ok(there)
-        })?;
+        until("two servers are not there", || Ok(both()))?;
         assert_eq!(outside(Transport::Udp, 8098), [], "it is to be left alone");
         let at = |ip: &str, port: u16| SocketAddr::new(ip.parse().expect("an address"), port);
         for to in [at("127.0.0.1", 8095), at("127.0.0.9", 8095), at("127.0.0.1", 8096), at("::1", 8096)] {
