@@ -3,12 +3,31 @@
 //! libtest knows passed and failed. What it does not know is written, a JSON line a test, to the file that
 //! `UNDERCROFT_RESULTS` names; `cargo xtask test` adds those up.
 
-use std::{cell::RefCell, fmt, fs::OpenOptions, io::Write, path::PathBuf};
+use std::{
+    cell::RefCell,
+    fmt,
+    fs::OpenOptions,
+    io::Write,
+    path::PathBuf,
+    time::{Duration, Instant},
+};
 
 use serde::{Deserialize, Serialize};
 
 /// What a guest test returns.
 pub type Outcome = Result<(), Failure>;
+
+/// Waits for something that comes about by itself; a minute is for ever, also in the lab.
+pub fn until(what: &str, mut look: impl FnMut() -> Result<bool, Failure>) -> Outcome {
+    let end = Instant::now() + Duration::from_secs(60);
+    while !look()? {
+        if Instant::now() > end {
+            return Err(Failure::Failed(what.into()));
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    Ok(())
+}
 
 /// How a test ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]

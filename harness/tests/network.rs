@@ -5,13 +5,13 @@ use std::{
     io::{Read, Write},
     net::{Ipv4Addr, TcpListener, TcpStream, UdpSocket},
     thread,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use rstest::rstest;
 use undercroft::{NameOptions, NatOptions, NetworkMode, NetworkOptions};
 use undercroft_harness::{
-    outcome::{Failure, Outcome, skip},
+    outcome::{Failure, Outcome, skip, until},
     vm::{Kernel, Vm, boot, guest_test},
 };
 
@@ -45,16 +45,6 @@ impl Web {
 fn nat() -> NetworkOptions {
     let nat = NatOptions { host_loopback: true, ..NatOptions::default() };
     NetworkOptions { mode: NetworkMode::Nat(nat), ..NetworkOptions::default() }
-}
-
-/// Waits for something that comes about by itself; a minute is for ever, also in the lab.
-fn until(what: &str, mut look: impl FnMut() -> Result<bool, Failure>) -> Outcome {
-    let end = Instant::now() + Duration::from_secs(60);
-    while !look()? {
-        assert!(Instant::now() < end, "{what}");
-        thread::sleep(Duration::from_millis(50));
-    }
-    Ok(())
 }
 
 fn fetch(vm: &Vm, port: u16) -> Result<String, Failure> {
