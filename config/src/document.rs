@@ -71,7 +71,6 @@ fn key(page: &mut String, key: &Key) -> std::fmt::Result {
             writeln!(page, "- Default: {}", key.default.describe())?;
             writeln!(page, "- A change acts {}.", key.acts.name())
         }
-        Fate::NotYet => writeln!(page, "- Default: {}\n- Not honoured yet.", key.default.describe()),
         Fate::NoMeaning(reason) => writeln!(page, "{}", wrap(&format!("- Not used here: {reason}."), "  ")),
     }
 }

@@ -50,8 +50,6 @@ pub enum Fate {
     Honoured,
     /// It has no meaning here, for this reason; in a file it is a warning.
     NoMeaning(&'static str),
-    /// It will do what it says, and does not yet; in a file it is a warning.
-    NotYet,
 }
 
 /// When a change acts.

@@ -161,9 +161,6 @@ impl Settings {
         if let Fate::NoMeaning(reason) = key.fate {
             return Err(format!("{full} has no meaning here, and is not used: {reason}"));
         }
-        if key.fate == Fate::NotYet {
-            self.warn(line, format!("{full} is not honoured yet"));
-        }
         let value = key.kind.read(&text).map_err(|error| format!("{full}: {error}. It is not used"))?;
         let Some(mut value) = value else { return Ok(()) };
         if let Value::Mounts(mounts) = &mut value {

@@ -7,6 +7,7 @@ pub mod lab;
 pub mod oci;
 pub mod outcome;
 pub mod product;
+pub mod registry;
 pub mod suite;
 pub mod typist;
 pub mod vm;

@@ -79,6 +79,7 @@ pub struct Wanted {
     archive: PathBuf,
     is_flat: bool,
     own_users: bool,
+    own_network: bool,
     limits: Limits,
     disk_size: u64,
     bound: Vec<String>,
@@ -92,6 +93,7 @@ impl Wanted {
             archive: archive.into(),
             is_flat: false,
             own_users: true,
+            own_network: false,
             limits: Limits::default(),
             disk_size: disk::DEFAULT_SIZE,
             bound: Vec::new(),
@@ -106,6 +108,11 @@ impl Wanted {
     /// Its root is the VM's.
     pub fn shared_users(self) -> Self {
         Self { own_users: false, ..self }
+    }
+
+    /// It has a network of its own.
+    pub fn private(self) -> Self {
+        Self { own_network: true, ..self }
     }
 
     /// What it may take.
@@ -342,6 +349,7 @@ impl Vm {
         };
         let options = LaunchOptions {
             own_users: wanted.own_users,
+            own_network: wanted.own_network,
             limits: wanted.limits,
             ..LaunchOptions::new(&wanted.name, root)
         };

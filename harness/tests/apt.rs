@@ -3,14 +3,12 @@
 //!
 //! The registry is the one that this machine's apt has its packages from, by the proxies that it is told to use.
 
-use std::{
-    fs,
-    process::{Command, Output},
-};
+use std::fs;
 
 use undercroft_harness::{
     outcome::{Failure, Outcome, skip},
     product::Product,
+    registry,
     vm::{Kernel, guest_test},
 };
 
@@ -27,42 +25,14 @@ apt-get -q -y --no-install-recommends install nginx
 echo '<p>a page of our own' > /var/www/html/index.html
 systemctl is-active nginx";
 
-fn run(program: &str, arguments: &[&str]) -> Result<Output, Failure> {
-    Command::new(program).args(arguments).output().map_err(|error| {
-        Failure::Harness(format!(
-            "{program}: {error}; this test wants the programs of a Debian's apt and curl"
-        ))
-    })
-}
-
-/// Whether a registry's file is to be had from this machine, as its apt would get it; why not, otherwise.
-fn answers(product: &Product) -> Result<Result<(), String>, Failure> {
-    let targets = run("apt-get", &["indextargets", "--format", "$(REPO_URI)dists/$(RELEASE)/InRelease"])?;
-    let targets = String::from_utf8_lossy(&targets.stdout).into_owned();
-    let Some(first) = targets.lines().next() else {
-        return Ok(Err("this machine's apt has no registry".into()));
-    };
-    let file = product.folder().join("InRelease").display().to_string();
-    let options =
-        ["-o", "APT::Sandbox::User=root", "-o", "Acquire::Retries=0", "-o", "Acquire::http::Timeout=20"];
-    let fetched = run("/usr/lib/apt/apt-helper", &[&options[..], &["download-file", first, &file]].concat())?;
-    Ok(if fetched.status.success() { Ok(()) } else { Err("the package registry does not answer".into()) })
-}
-
-/// This machine's own way to the registry, for a distribution's apt.
-fn proxies() -> Result<String, Failure> {
-    let all = run("apt-config", &["dump"])?;
-    let all = String::from_utf8_lossy(&all.stdout).into_owned();
-    Ok(all.lines().filter(|line| line.contains("::Proxy ")).map(|line| format!("{line}\n")).collect())
-}
-
 /// What a person types; its status and what it prints.
 fn curl(product: &Product) -> Result<(Option<i32>, String), Failure> {
     let page = product.folder().join("page");
     let _ = fs::remove_file(&page);
     let to = page.display().to_string();
     let status =
-        run("curl", &["-sS", "--noproxy", "*", "--max-time", "60", "-o", &to, "http://localhost"])?.status;
+        registry::run("curl", &["-sS", "--noproxy", "*", "--max-time", "60", "-o", &to, "http://localhost"])?
+            .status;
     Ok((status.code(), fs::read_to_string(page).unwrap_or_default()))
 }
 
@@ -73,20 +43,12 @@ const REFUSED: Option<i32> = Some(7);
 fn a_web_server_from_the_registry() -> Outcome {
     guest_test(|suite| {
         let one = Product::new(suite, Kernel::Tuned, CONFIGURATION)?;
-        if let Err(reason) = answers(&one)? {
+        if let Err(reason) = registry::answers(&one)? {
             return skip(&reason);
         }
         assert_eq!(curl(&one)?.0, REFUSED, "something else listens on port 80 of this machine");
         one.say(&format!("import deb {}", suite.debian.display()))?;
-        let prepare = "printf '[boot]\\nsystemd=true\\ninitTimeout=500000\\n' > /etc/wsl.conf; \
-            cat > /etc/apt/apt.conf.d/90proxies";
-        let mut child = one.command(["run", "deb", "/bin/sh", "-c", prepare]);
-        let proxies = proxies()?;
-        let file = one.folder().join("proxies");
-        fs::write(&file, proxies)?;
-        let status = child.stdin(fs::File::open(file)?).status()?;
-        assert!(status.success());
-        one.say("terminate deb")?;
+        registry::introduce(&one, "deb", "[boot]\nsystemd=true\ninitTimeout=500000\n")?;
 
         // Scene 6.
         let said = one.sh("deb", INSTALL)?;

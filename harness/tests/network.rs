@@ -12,7 +12,7 @@ use rstest::rstest;
 use undercroft::{NameOptions, NatOptions, NetworkMode, NetworkOptions};
 use undercroft_harness::{
     outcome::{Failure, Outcome, skip, until},
-    vm::{Kernel, Vm, boot, guest_test},
+    vm::{Kernel, Vm, Wanted, boot, guest_test},
 };
 
 /// A web server of the test's own, on its own machine's loopback: one answer to everything.
@@ -179,6 +179,61 @@ fn the_world_from_outside(#[values(Kernel::Stock, Kernel::Tuned)] kernel: Kernel
     })
 }
 
+/// Distributions with networks of their own: the same port twice, interfaces and rules that are theirs, the way out and the
+/// way in.
+#[rstest]
+fn networks_of_their_own(#[values(Kernel::Stock, Kernel::Tuned)] kernel: Kernel) -> Outcome {
+    guest_test(|suite| {
+        let web = Web::start(b"the world".to_vec());
+        let network = NetworkOptions { localhost: true, ..nat() };
+        let own = |name| Wanted::new(name, &suite.busybox).private();
+        let boot = boot(suite, kernel).network(network).wants(own("b")).wants(own("c"));
+        let mut vm = boot.distro("a", &suite.busybox).start()?;
+        assert_eq!(vm.machine().warnings(), [""; 0]);
+        assert_eq!(vm.read("b", "echo $(ls /sys/class/net)")?, "eth0 lo");
+        let wires = vm.read("a", "ls /sys/class/net | grep -c ^dist")?;
+        assert_eq!(wires, "2", "their other ends are the VM's");
+        // Each may do in its own network what none may in the VM's.
+        let switch = "echo 1 >/proc/sys/net/ipv4/ip_forward";
+        assert!(vm.read("a", switch).is_err());
+        vm.read("b", switch)?;
+
+        for name in ["b", "c"] {
+            let page = format!("mkdir -p /www && echo page of {name} >/www/page && httpd -p 8085 -h /www");
+            vm.read(name, &page)?;
+        }
+        vm.sh("a", "mkdir -p /www && echo of a >/www/page && httpd -p 127.0.0.1:8086 -h /www")?;
+        let outside = |vm: &Vm, name: &str| -> Result<Option<(u16, Option<String>)>, Failure> {
+            let id = vm.distribution(name)?.id();
+            let ports = vm.machine().ports().into_iter();
+            let mut own = ports.filter(|port| port.distribution == Some(id));
+            Ok(own.find_map(|port| Some((port.outside?.port(), port.trouble))))
+        };
+        until("not all three are there", || {
+            Ok(["a", "b", "c"].into_iter().all(|name| outside(&vm, name).is_ok_and(|port| port.is_some())))
+        })?;
+        let (b, c) = (outside(&vm, "b")?.expect("a port"), outside(&vm, "c")?.expect("a port"));
+        let troubles: Vec<String> = [&b, &c].into_iter().filter_map(|port| port.1.clone()).collect();
+        assert!(b.0 == 8085 || c.0 == 8085, "{b:?} {c:?}");
+        assert!(troubles.len() == 1 && troubles[0].contains("another distribution"), "{troubles:?}");
+        assert!(get(b.0)?.ends_with("page of b\n") && get(c.0)?.ends_with("page of c\n"));
+
+        // By name (who was there first is known), from where the network is shared and from one to another; not by the other's loopback.
+        assert_eq!(vm.read("a", "wget -q -O - http://b:8085/page")?, "page of b");
+        assert_eq!(vm.read("c", "wget -q -O - http://b:8085/page")?, "page of b");
+        assert_eq!(vm.read("a", "wget -q -O - http://127.0.0.1:8086/page")?, "of a");
+        assert!(vm.read("b", "wget -q -O - http://127.0.0.1:8086/page").is_err());
+        assert_eq!(vm.read("b", &format!("wget -q -O - http://host.internal:{}/", web.port))?, "the world");
+
+        // Gone with the distribution: port and wire.
+        vm.terminate("b")?;
+        until("its port outlives it", || Ok(get(b.0).is_err()))?;
+        until("its wire outlives it", || Ok(vm.read("a", "ls /sys/class/net | grep -c ^dist")? == "1"))?;
+        assert!(get(c.0)?.ends_with("page of c\n"));
+        vm.power_off()
+    })
+}
+
 /// A name server on the machine that runs the VMM: every name means this address.
 fn name_server(ip: Ipv4Addr, means: [u8; 4]) -> std::io::Result<()> {
     let datagrams = UdpSocket::bind((ip, 53))?;
@@ -228,13 +283,16 @@ fn names_are_the_hosts() -> Outcome {
         fs::write(&resolv_conf, format!("nameserver {one}\n"))?;
         let mut network = nat();
         network.names = NameOptions { resolv_conf: resolv_conf.clone(), ..NameOptions::default() };
-        let vm = boot(suite, Kernel::Tuned).network(network).distro("a", &suite.debian).start()?;
+        let private = Wanted::new("b", &suite.debian).private();
+        let boot = boot(suite, Kernel::Tuned).network(network);
+        let vm = boot.distro("a", &suite.debian).wants(private).start()?;
         assert_eq!(vm.machine().warnings(), [""; 0]);
         let lookup = |name: &str| -> Result<String, Failure> {
             vm.read("a", &format!("getent ahostsv4 {name} | awk 'NR == 1 {{print $1}}'"))
         };
         assert_eq!(lookup("a.example")?, "192.0.2.1");
         assert_ne!(lookup("host.internal")?, "192.0.2.1", "it stands in /etc/hosts");
+        assert_eq!(vm.read("b", "getent ahostsv4 a.example | awk 'NR == 1 {print $1}'")?, "192.0.2.1");
 
         // The host's resolver changes, as with a VPN; a long answer's way.
         fs::write(&resolv_conf, format!("nameserver {two}\nsearch corp.example\noptions use-vc\n"))?;

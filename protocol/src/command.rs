@@ -5,7 +5,7 @@ use std::net::Ipv4Addr;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    network::{Names, Network},
+    network::{Names, Network, Wire},
     opening::Mark,
     opening::Token,
     session::ExitStatus,
@@ -186,6 +186,8 @@ pub struct Launch {
     pub users: Users,
     /// How much of the VM it may take.
     pub limits: Limits,
+    /// Its own network, if it has one; the VM's otherwise, as all others.
+    pub network: Option<Wire>,
     /// Folders of the host's that it sees, at most [`FOLDERS_MAX`].
     pub folders: Vec<Folder>,
     /// The token with which its init connects to the host.

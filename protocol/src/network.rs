@@ -31,6 +31,26 @@ pub struct Address {
     pub prefix: u8,
 }
 
+/// A network of a distribution's own: a wire to the VM, which passes on what goes further, in its own name.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Wire {
+    /// Bytes of the longest packet.
+    pub mtu: u16,
+    /// The addresses of its ends, at most one pair of each family.
+    pub ends: Vec<Ends>,
+}
+
+/// The addresses of the two ends of a [`Wire`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ends {
+    /// The VM's, which is the distribution's gateway.
+    pub vm: IpAddr,
+    /// The distribution's, of the same family.
+    pub distribution: IpAddr,
+    /// Bits that both have in common.
+    pub prefix: u8,
+}
+
 /// What names mean: the content of the resolv.conf that the distributions share, and of their /etc/hosts.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Names {
@@ -127,6 +147,8 @@ pub enum RelayEvent {
 pub struct Listener {
     /// Where: loopback, or everywhere (the unspecified address).
     pub at: Endpoint,
+    /// The distribution in whose own network that is; the VM's network otherwise.
+    pub network: Option<u32>,
     /// The distribution that it belongs to, by [`Launch::id`](crate::command::Launch::id), if it does.
     pub distribution: Option<u32>,
     /// The program's name, as far as it is known.
@@ -143,7 +165,9 @@ pub enum RelayRequest {
     Connect {
         /// For the stream's opening.
         token: Token,
-        /// An address of the VM's.
+        /// The distribution in whose own network that is; the VM's network otherwise.
+        network: Option<u32>,
+        /// An address there.
         to: Endpoint,
     },
 }

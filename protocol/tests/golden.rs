@@ -12,8 +12,8 @@ use undercroft_protocol::{
     },
     frame::encode,
     network::{
-        Address, Answer, Endpoint, Host, Listener, Names, Network, Question, RelayEvent, RelayRequest,
-        Transport,
+        Address, Answer, Endpoint, Ends, Host, Listener, Names, Network, Question, RelayEvent, RelayRequest,
+        Transport, Wire,
     },
     opening::{GuestHello, Mark},
     session::{Exec, ExitStatus, InitEvent, InitRequest, Program, StartError, Stdio, WindowSize},
@@ -49,6 +49,7 @@ fn the_bytes_of_each_message() {
     line(o, "opening stream", &Opening::Stream(token));
 
     let disk = DiskAddress::Lun(300);
+    let ends = Ends { vm: [10, 0, 0, 1].into(), distribution: [10, 0, 0, 2].into(), prefix: 30 };
     for (name, command) in [
         ("ping", Command::Ping),
         ("attach", Command::AttachDisk(disk.clone())),
@@ -64,6 +65,7 @@ fn the_bytes_of_each_message() {
                 root: Root::Flat { disk: disk.clone() },
                 users: Users::Shared,
                 limits: Limits::default(),
+                network: None,
                 folders: Vec::new(),
                 token,
             }),
@@ -86,6 +88,7 @@ fn the_bytes_of_each_message() {
                     pids: Some(300),
                     io_bytes: Some(1 << 20),
                 },
+                network: Some(Wire { mtu: 1500, ends: vec![ends] }),
                 folders: vec![Folder { tag: "f".into(), place: "/src".into(), read_only: true }],
                 token,
             }),
@@ -160,12 +163,13 @@ fn the_bytes_of_each_message() {
     line(o, "event export", &Event::ExportProgress { archive: token, entries: 1, about: 2 });
 
     let to = Endpoint::tcp(([127, 0, 0, 1], 80).into());
-    let listener = Listener { at: to, distribution: Some(1), program: "httpd".into(), pid: Some(7) };
+    let listener =
+        Listener { at: to, network: None, distribution: Some(1), program: "httpd".into(), pid: Some(7) };
     line(o, "listening", &RelayEvent::Listening(vec![listener]));
     line(o, "refused", &RelayEvent::Refused(token));
     line(o, "relay warning", &RelayEvent::Warning("w".into()));
-    line(o, "connect", &RelayRequest::Connect { token, to });
-    line(o, "connect udp", &RelayRequest::Connect { token, to: Endpoint::udp(to.address) });
+    line(o, "connect", &RelayRequest::Connect { token, network: None, to });
+    line(o, "connect udp", &RelayRequest::Connect { token, network: Some(3), to: Endpoint::udp(to.address) });
     line(o, "question", &Question { id: 3, transport: Transport::Udp, message: vec![1, 2] });
     line(o, "answer", &Answer { id: 3, message: vec![1, 2] });
 

@@ -12,6 +12,7 @@ use std::{
 
 use undercroft_protocol::{
     command::{Command, Done, Folder, Launch, Limits, Root, Users},
+    network::Wire,
     read_frame,
     session::{Exec, ExitStatus, InitEvent, InitRequest, Stdio, WindowSize},
     write_frame,
@@ -55,6 +56,8 @@ pub struct LaunchOptions {
     pub root: Root,
     /// Whether its users are nobody outside it. Without, its root is the VM's.
     pub own_users: bool,
+    /// Whether it has a network of its own, with its own ports. Without, it shares the VM's.
+    pub own_network: bool,
     /// How much of the VM it may take.
     pub limits: Limits,
     /// The host's time zone, which it has too unless its own configuration says otherwise.
@@ -64,18 +67,29 @@ pub struct LaunchOptions {
 }
 
 impl LaunchOptions {
-    /// A distribution with users of its own, no limits, a host name like its name, and the host's time zone.
+    /// A distribution with users of its own in the VM's network, no limits, a host name like its name, and the host's time zone.
     pub fn new(name: &str, root: Root) -> Self {
         Self {
             name: name.into(),
             hostname: hostname(name),
             root,
             own_users: true,
+            own_network: false,
             limits: Limits::default(),
             time_zone: upkeep::time_zone(),
             limit: None,
         }
     }
+}
+
+/// What the machine gives a distribution.
+#[derive(Debug)]
+pub(crate) struct Given {
+    /// Its number.
+    pub(crate) id: u32,
+    pub(crate) users: Users,
+    pub(crate) wire: Option<Wire>,
+    pub(crate) folders: Vec<Folder>,
 }
 
 /// A name may hold what a host name may not.
@@ -113,14 +127,8 @@ impl Pipes {
 
 impl Distribution {
     /// Asks mini-init for a launch, and waits until the distribution's init is ready.
-    pub(crate) fn launch(
-        guest: &Arc<Guest>,
-        what: &LaunchOptions,
-        users: Users,
-        folders: Vec<Folder>,
-    ) -> Result<Self> {
-        let (board, name) = (&guest.board, what.name.as_str());
-        let id = guest.distribution_id();
+    pub(crate) fn launch(guest: &Arc<Guest>, what: &LaunchOptions, given: Given) -> Result<Self> {
+        let (board, name, id) = (&guest.board, what.name.as_str(), given.id);
         let expected = Expected::new(board)?;
         board.update(|state| state.distributions.insert(id, Default::default()));
         let forget = Forget { board, id, armed: true };
@@ -129,9 +137,10 @@ impl Distribution {
             name: name.into(),
             hostname: what.hostname.clone(),
             root: what.root.clone(),
-            users,
+            users: given.users,
             limits: what.limits,
-            folders,
+            network: given.wire,
+            folders: given.folders,
             token: expected.token(),
         });
         let begun = Instant::now();

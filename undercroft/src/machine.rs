@@ -24,7 +24,7 @@ use undercroft_vmm::{
 use crate::{
     board::Board,
     console::Log,
-    distribution::{Distribution, LaunchOptions},
+    distribution::{Distribution, Given, LaunchOptions},
     error::{Cause, Ending, Error, Result},
     export::{Exporting, Target},
     folders::{FolderOptions, FolderStatus, Folders},
@@ -351,9 +351,11 @@ impl Machine {
     /// Starts a distribution, and waits until it takes sessions.
     pub fn launch(&self, what: &LaunchOptions) -> Result<Distribution> {
         let users = if what.own_users { self.users.of(&what.name)? } else { Users::Shared };
-        self.network.note_name(&what.name)?;
+        let id = self.guest.distribution_id();
+        let wire = what.own_network.then(|| self.network.wire(id));
+        self.network.note_name(&what.name, wire.as_ref())?;
         let folders = self.folders.of(&what.name, &self.guest.board);
-        let distribution = Distribution::launch(&self.guest, what, users, folders)?;
+        let distribution = Distribution::launch(&self.guest, what, Given { id, users, wire, folders })?;
         self.network.settle(&self.guest.board, self.guest.limit(10));
         Ok(distribution)
     }

@@ -22,8 +22,12 @@ use undercroft_protocol::{
 use undercroft_vmm::MachineConfig;
 
 use crate::{
-    Archive, Cause, Ending, Error, LaunchOptions, Machine, MachineOptions, Pipes, Program, board::Board,
-    distribution::Distribution, error::Console, guest::Guest, import::ArchiveError,
+    Archive, Cause, Ending, Error, LaunchOptions, Machine, MachineOptions, Pipes, Program,
+    board::Board,
+    distribution::{Distribution, Given},
+    error::Console,
+    guest::Guest,
+    import::ArchiveError,
 };
 
 const LIMIT: Duration = Duration::from_secs(60);
@@ -259,6 +263,10 @@ fn init(socket: &PathBuf, token: Token) {
     }
 }
 
+fn given(guest: &Guest) -> Given {
+    Given { id: guest.distribution_id(), users: Users::Shared, wire: None, folders: Vec::new() }
+}
+
 fn deb() -> LaunchOptions {
     LaunchOptions::new("deb", Root::Flat { disk: DiskAddress::Lun(0) })
 }
@@ -267,7 +275,7 @@ fn deb() -> LaunchOptions {
 fn a_session_has_its_bytes_and_its_status() {
     let host = host();
     let _server = serve(&host);
-    let distribution = Distribution::launch(&host.guest, &deb(), Users::Shared, Vec::new()).unwrap();
+    let distribution = Distribution::launch(&host.guest, &deb(), given(&host.guest)).unwrap();
     let bytes: Vec<u8> = (0..3_000_000u32).map(|n| (n.wrapping_mul(n) >> 7) as u8).collect();
     let session = distribution.exec(&Program::new(["cat"]), Pipes::ALL).unwrap();
     assert_eq!(session.pid(), 4);
@@ -305,7 +313,7 @@ fn an_init_that_dies_is_told_before_and_after_it_was_ready() {
             thread::sleep(LIMIT);
             drop(command);
         });
-        let launched = Distribution::launch(&host.guest, &deb(), Users::Shared, Vec::new());
+        let launched = Distribution::launch(&host.guest, &deb(), given(&host.guest));
         let error = if ready {
             launched.unwrap().exec(&Program::new(["cat"]), Pipes::ALL).unwrap_err().to_string()
         } else {

@@ -1,6 +1,6 @@
 //! `.wslconfig`: what the host says of the virtual machine and of each distribution.
 
-use super::{DISTRIBUTION, PACKAGE, honoured, meaningless, more, not_yet};
+use super::{DISTRIBUTION, PACKAGE, honoured, meaningless, more};
 use crate::{
     key::{Acts::*, Default, Key, SUBSECTION, Table},
     value::Kind,
@@ -442,14 +442,19 @@ static KEYS: [Key; 50] = [
         "`own`: its root is nobody in the virtual machine and in other distributions. `shared`: its root is the virtual \
          machine's and can load modules, set up networks, and do as it likes with the other distributions.",
     ),
-    not_yet(honoured(
-        SUBSECTION,
-        "network",
-        NETWORK,
-        Default::Text("shared"),
-        DistributionStart,
-        "Whether the distribution shares the virtual machine's network, or has interfaces and ports of its own.",
-    )),
+    more(
+        honoured(
+            SUBSECTION,
+            "network",
+            NETWORK,
+            Default::Text("shared"),
+            DistributionStart,
+            "Whether the distribution shares the virtual machine's network.",
+        ),
+        "`shared`: one loopback, one set of ports, as in the reference system. `private`: interfaces, rules and ports of its \
+         own, so that two distributions can both listen on 80, and a container engine can manage what is its own. The first \
+         has the port on the host's localhost, the next another one, see `undercroft ports`.",
+    ),
     honoured(
         SUBSECTION,
         "memory",

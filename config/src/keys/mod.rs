@@ -37,11 +37,6 @@ const fn meaningless(
     Key { section, name, kind, default, acts: Acts::AtOnce, fate: Fate::NoMeaning(why), what, more: "" }
 }
 
-/// A key that will do what it says, and does not do it yet.
-const fn not_yet(key: Key) -> Key {
-    Key { fate: Fate::NotYet, ..key }
-}
-
 /// Adds what else there is to say.
 const fn more(key: Key, more: &'static str) -> Key {
     Key { more, ..key }

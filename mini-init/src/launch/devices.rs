@@ -2,8 +2,8 @@
 //!
 //! The VM's devtmpfs itself stays outside: it cannot be mounted with mapped owners, and it holds the other distributions'
 //! disks. A tmpfs that the VM has mounted honours device nodes wherever it hangs, and the nodes on it can belong to the
-//! distribution's own root; it can change and remove them, and make no others. Sysfs cannot be mounted by those who share
-//! the VM's network namespace, so that it is the VM's own, whose files no distribution owns.
+//! distribution's own root; it can change and remove them, and make no others. Sysfs shows the network of who mounts it: those
+//! who share the VM's have the VM's own, whose files no distribution owns, and the others one each.
 
 use std::{io, os::unix::fs::MetadataExt};
 
@@ -60,6 +60,7 @@ pub(super) fn make<K: Kernel>(
     kernel: &mut K,
     users: Users,
     owner: Option<&Owner>,
+    own_network: bool,
 ) -> Result<Given<K::Tree>, Failure> {
     let devices = device_tree(kernel, users, owner.map_or(0, |owner| owner.root))?;
     let mut copy = |path: &str, forbid: Attributes| {
@@ -70,12 +71,16 @@ pub(super) fn make<K: Kernel>(
     };
     let quiet = Attributes::MOUNT_ATTR_NOSUID | Attributes::MOUNT_ATTR_NODEV;
     let unwritten = quiet | Attributes::MOUNT_ATTR_RDONLY;
-    let sysfs = match users {
-        // None of its files is theirs; that the mount says so too is for programs that ask before they try.
-        Users::Own { .. } => copy("/sys", unwritten | Attributes::MOUNT_ATTR_NOEXEC)?,
-        Users::Shared => copy("/sys", quiet | Attributes::MOUNT_ATTR_NOEXEC)?,
+    let (shared, init) = (copy(early::SHARED, quiet)?, copy(INIT, unwritten)?);
+    // Hardly one of its files is theirs; that the mount says so too is for programs that ask before they try.
+    let unused = if matches!(users, Users::Own { .. }) { unwritten } else { quiet };
+    let forbid = unused | Attributes::MOUNT_ATTR_NOEXEC;
+    let sysfs = if own_network {
+        kernel.file_system("sysfs", &[], forbid).map_err(system("making the distribution's /sys"))?
+    } else {
+        copy("/sys", forbid)?
     };
-    Ok(Given { devices, sysfs, shared: copy(early::SHARED, quiet)?, init: copy(INIT, unwritten)? })
+    Ok(Given { devices, sysfs, shared, init })
 }
 
 fn device_tree<K: Kernel>(kernel: &mut K, users: Users, owner: u32) -> Result<K::Tree, Failure> {
@@ -113,7 +118,7 @@ mod tests {
 
     fn nodes(users: Users, owner: Option<&Owner>) -> Vec<String> {
         let mut kernel = Recording::default();
-        make(&mut kernel, users, owner).unwrap();
+        make(&mut kernel, users, owner, false).unwrap();
         kernel.calls
     }
 

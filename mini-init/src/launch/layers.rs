@@ -257,6 +257,7 @@ mod tests {
             root,
             users: Users::Shared,
             limits: Limits::default(),
+            network: None,
             folders: Vec::new(),
             token: Token([0; 16]),
         }

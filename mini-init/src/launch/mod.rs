@@ -10,6 +10,7 @@
 //! | --- | --- | --- |
 //! | cgroup | [`cgroup`] | its limits, and what of it is the distribution's own |
 //! | namespaces | [`start`], [`users`] | clone3 into the cgroup: user, mount, PID, UTS and IPC namespaces; the range of users is set |
+//! | network | [`own::lay`] | where it has its own: a wire to the VM |
 //! | root | [`layers`] | own disk, or own disk over the base, owners mapped to the range; looked at before it is used |
 //! | devices | [`devices`] | a /dev of its own with the nodes that programs need |
 //! | folders | [`folders`] | the host's, where some are to be seen |
@@ -41,6 +42,7 @@ use undercroft_protocol::command::{Failure, Launch, Root, Users};
 
 use crate::{
     jobs::{self, Job, Mouth, Purpose, Word, system},
+    network::own,
     root_check,
 };
 pub(crate) use cgroup::path as cgroup_path;
@@ -48,7 +50,7 @@ pub(crate) use devices::INIT;
 use kernel::{Kernel, Linux};
 pub(crate) use layers::{BASE, Devices, OWN};
 
-/// The namespaces that are made with the child, whosever its users are. The cgroup namespace follows, see [`child`].
+/// The namespaces that are made with the child, whosever its users and its network are. The cgroup namespace follows, see [`child`].
 const NAMESPACES: CloneFlags = CloneFlags::CLONE_NEWNS
     .union(CloneFlags::CLONE_NEWPID)
     .union(CloneFlags::CLONE_NEWUTS)
@@ -87,10 +89,9 @@ pub(crate) fn open_to_read(root: &Root, devices: &Devices) -> Result<Readable, F
 fn prepare(what: &Launch, devices: &Devices, mouth: &mut Mouth) -> Result<(), Failure> {
     let cgroup = cgroup::make(what, &devices.own).map_err(system("making the distribution's cgroup"))?;
     let (ours, theirs) = handover::pair().map_err(system("making a pair of sockets"))?;
-    let namespaces = match what.users {
-        Users::Own { .. } => NAMESPACES | CloneFlags::CLONE_NEWUSER,
-        Users::Shared => NAMESPACES,
-    };
+    let mut namespaces = NAMESPACES;
+    namespaces.set(CloneFlags::CLONE_NEWUSER, matches!(what.users, Users::Own { .. }));
+    namespaces.set(CloneFlags::CLONE_NEWNET, what.network.is_some());
     let child = match clone_beside(namespaces, cgroup.as_fd()) {
         Ok(ForkResult::Parent { child }) => child,
         Ok(ForkResult::Child) => {
@@ -106,6 +107,10 @@ fn prepare(what: &Launch, devices: &Devices, mouth: &mut Mouth) -> Result<(), Fa
     drop(theirs);
     mouth.say(&Word::Born(child.as_raw()));
     mouth.say(&Word::Mark(clock::mark("mini-init: namespaces made")));
+    if let Some(wire) = &what.network {
+        own::lay(what.id, wire, &cgroup, child.as_raw().unsigned_abs())?;
+        mouth.say(&Word::Mark(clock::mark("mini-init: network made")));
+    }
     let owner = users::map(what.users, child)?;
     let mut kernel = Linux;
     // For the layers, which have to hang somewhere until they are stacked.
@@ -118,7 +123,7 @@ fn prepare(what: &Launch, devices: &Devices, mouth: &mut Mouth) -> Result<(), Fa
     })?;
     mouth.say(&Word::Mark(clock::mark("mini-init: root mounted")));
     let mut mounts: Vec<OwnedFd> = vec![root];
-    mounts.extend(devices::make(&mut kernel, what.users, owner.as_ref())?.into_all());
+    mounts.extend(devices::make(&mut kernel, what.users, owner.as_ref(), what.network.is_some())?.into_all());
     mounts.extend(bound);
     let (folders, which) = folders::mount(&mut kernel, &what.folders, &mut |warning| {
         mouth.warn(format!("distribution {}: {warning}", what.name));

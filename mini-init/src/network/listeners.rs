@@ -11,18 +11,24 @@ use std::{
 
 use undercroft_protocol::network::{Endpoint, Listener, Transport};
 
+use super::own;
+
 /// As many as are told at most. A distribution can open more; the first ones count.
 const LISTENERS_MAX: usize = 512;
 /// The state LISTEN, as /proc/net/tcp has it; and that of a datagram socket that takes what anybody sends (TCP_CLOSE: it
 /// is not connected).
 const LISTENING: &str = "0A";
 const UNCONNECTED: &str = "07";
+/// Where a network's sockets are told, below /proc/net.
+const FILES: [(&str, Transport); 4] =
+    [("tcp", Transport::Tcp), ("tcp6", Transport::Tcp), ("udp", Transport::Udp), ("udp6", Transport::Udp)];
 /// Bytes of those files that are looked at.
 const LENGTH_MAX: u64 = 1 << 20;
 
 /// A socket that listens, by its inode.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Socket {
+    network: Option<u32>,
     at: Endpoint,
     inode: u64,
 }
@@ -45,15 +51,13 @@ impl Listeners {
     /// All that can be reached by loopback, in order.
     pub(super) fn read(&mut self) -> Vec<Listener> {
         let mut sockets = Vec::new();
-        for (file, transport) in [
-            ("/proc/net/tcp", Transport::Tcp),
-            ("/proc/net/tcp6", Transport::Tcp),
-            ("/proc/net/udp", Transport::Udp),
-            ("/proc/net/udp6", Transport::Udp),
-        ] {
-            // Without IPv6 there are only two.
-            if let Ok(file) = File::open(file) {
-                sockets.extend(parse(BufReader::new(file.take(LENGTH_MAX)), transport));
+        let own = own::running().into_iter().map(|(id, init)| (Some(id), format!("/proc/{init}/net")));
+        for (network, folder) in [(None, "/proc/net".to_owned())].into_iter().chain(own) {
+            for (file, transport) in FILES {
+                // Without IPv6 there are only two.
+                if let Ok(file) = File::open(Path::new(&folder).join(file)) {
+                    sockets.extend(parse(BufReader::new(file.take(LENGTH_MAX)), network, transport));
+                }
             }
         }
         let range = fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").unwrap_or_default();
@@ -73,6 +77,7 @@ impl Listeners {
                 let owner = self.owners.get(&socket.inode);
                 Listener {
                     at: socket.at,
+                    network: socket.network,
                     distribution: owner.map(|owner| owner.distribution),
                     program: owner.map_or_else(String::new, |owner| owner.program.clone()),
                     pid: owner.map(|owner| owner.pid),
@@ -80,8 +85,8 @@ impl Listeners {
             })
             .collect();
         // SO_REUSEPORT: several at one address are one.
-        all.sort_by_key(|listener| (listener.at, listener.pid));
-        all.dedup_by_key(|listener| listener.at);
+        all.sort_by_key(|listener| (listener.at, listener.network, listener.pid));
+        all.dedup_by_key(|listener| (listener.at, listener.network));
         all
     }
 
@@ -119,7 +124,7 @@ fn is_reached_by_loopback(ip: IpAddr) -> bool {
 }
 
 /// `/proc/PID/cgroup` → the number of its distribution.
-fn distribution(cgroup: &str) -> Option<u32> {
+pub(super) fn distribution(cgroup: &str) -> Option<u32> {
     let rest = cgroup.lines().find_map(|line| line.strip_prefix("0::/distributions/"))?;
     rest.split('/').next()?.parse().ok()
 }
@@ -131,7 +136,7 @@ fn inode(link: &Path) -> Option<u64> {
 
 /// The sockets that listen, of /proc/net/tcp or tcp6 (proc_net_tcp.rst), where they come first, or of udp or udp6, where
 /// they are among others.
-fn parse(file: impl BufRead, transport: Transport) -> Vec<Socket> {
+fn parse(file: impl BufRead, network: Option<u32>, transport: Transport) -> Vec<Socket> {
     let mut sockets = Vec::new();
     for line in file.lines().skip(1).map_while(Result::ok) {
         let words: Vec<&str> = line.split_whitespace().collect();
@@ -142,7 +147,7 @@ fn parse(file: impl BufRead, transport: Transport) -> Vec<Socket> {
             (Transport::Udp, _) => continue,
         }
         if let (Some(address), Ok(inode)) = (address(local), inode.parse()) {
-            sockets.push(Socket { at: Endpoint { transport, address }, inode });
+            sockets.push(Socket { network, at: Endpoint { transport, address }, inode });
         }
     }
     sockets
@@ -189,7 +194,7 @@ mod tests {
             \x20  2: 0100007F:1F90 0100007F:9999 01 00000000:00000000 00:00000000 00000000     0        0 13 1 0 100 0 0 10 0\n\
             \x20  3: 0100007F:1F91 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 14 1 0 100 0 0 10 0\n";
         let seen = |transport| -> Vec<_> {
-            let sockets = parse(text.as_bytes(), transport);
+            let sockets = parse(text.as_bytes(), None, transport);
             sockets.iter().map(|socket| (socket.at.to_string(), socket.inode)).collect()
         };
         assert_eq!(

@@ -5,7 +5,9 @@ mod bpf;
 mod connection;
 mod listeners;
 pub(crate) mod names;
+mod nat;
 mod netlink;
+pub(crate) mod own;
 pub(crate) mod relay;
 pub(crate) mod resolver;
 

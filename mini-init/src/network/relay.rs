@@ -26,6 +26,7 @@ use super::{
     bpf::Bell,
     connection::{Connection, Fate, Place},
     listeners::Listeners,
+    own,
 };
 use crate::{
     early::DISTRIBUTIONS,
@@ -170,8 +171,8 @@ impl Relay {
     fn hear(&mut self) -> io::Result<bool> {
         let (requests, end) = self.channel.receive::<RelayRequest>();
         for request in requests {
-            let RelayRequest::Connect { token, to } = request;
-            if self.connect(token, to).is_err() {
+            let RelayRequest::Connect { token, network, to } = request;
+            if self.connect(token, network, to).is_err() {
                 self.channel.send(&RelayEvent::Refused(token))?;
             }
         }
@@ -218,13 +219,14 @@ impl Relay {
         Ok(())
     }
 
-    fn connect(&mut self, token: Token, to: Endpoint) -> io::Result<()> {
+    fn connect(&mut self, token: Token, network: Option<u32>, to: Endpoint) -> io::Result<()> {
         if self.connections.len() >= CONNECTIONS_MAX {
             return Err(io::ErrorKind::ResourceBusy.into());
         }
         let id = self.next;
         self.next += 1;
-        let connection = Connection::begin(token, to, &self.dial, &place(&self.epoll, id))?;
+        let begin = || Connection::begin(token, to, &self.dial, &place(&self.epoll, id));
+        let connection = own::within(network, begin)?;
         self.connections.insert(id, connection);
         self.advance(id);
         Ok(())
@@ -312,7 +314,7 @@ mod tests {
 
         fn connect(&mut self, token: Token, to: SocketAddr) {
             let to = Endpoint::tcp(to);
-            write_frame(&mut self.channel, &RelayRequest::Connect { token, to }).unwrap();
+            write_frame(&mut self.channel, &RelayRequest::Connect { token, network: None, to }).unwrap();
         }
     }
 
@@ -366,7 +368,7 @@ mod tests {
         let server = UdpSocket::bind("127.0.0.1:0").unwrap();
         let to = Endpoint::udp(server.local_addr().unwrap());
         let token = Token([9; 16]);
-        write_frame(&mut host.channel, &RelayRequest::Connect { token, to }).unwrap();
+        write_frame(&mut host.channel, &RelayRequest::Connect { token, network: None, to }).unwrap();
         let (came, stream) = host.streams.recv().unwrap();
         assert_eq!(came, token);
         let mut datagrams = Datagrams::default();

@@ -5,7 +5,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use undercroft_protocol::network::Address;
+use undercroft_protocol::network::{Address, Ends};
 
 /// Networks of 256 addresses that are private (RFC 1918) and rarely met; the first that is free is taken.
 const NETWORKS: [[u8; 3]; 4] = [[10, 87, 84], [172, 29, 84], [192, 168, 184], [10, 184, 87]];
@@ -13,11 +13,21 @@ const NETWORKS: [[u8; 3]; 4] = [[10, 87, 84], [172, 29, 84], [192, 168, 184], [1
 const NETWORK6: [u16; 4] = [0xfd75, 0x6e64, 0x6374, 0];
 const PREFIX: u8 = 24;
 const PREFIX6: u8 = 64;
+/// Networks of 65 536 addresses of the same kind, for the wires of distributions that have a network of their own, four
+/// addresses each; and the one of the VM's own for those.
+const WIRES: [[u8; 2]; 4] = [[10, 88], [172, 28], [10, 185], [172, 30]];
+const WIRES6: [u16; 4] = [NETWORK6[0], NETWORK6[1], NETWORK6[2], 1];
+/// How many wires there are addresses for.
+const WIRES_MAX: u32 = 1 << 14;
+/// Bits that the two ends of a wire have in common.
+const PREFIX_WIRE: u8 = 30;
+const PREFIX_WIRE6: u8 = 126;
 
 /// The addresses of one VM.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Addresses {
     network: [u8; 3],
+    wires: [u8; 2],
     /// Whether there is IPv6.
     pub(crate) ipv6: bool,
 }
@@ -29,7 +39,11 @@ impl Addresses {
             !hosts.iter().any(|host| matches!(host, IpAddr::V4(host) if host.octets()[..3] == network[..]))
         };
         let network = NETWORKS.into_iter().find(is_free).unwrap_or(NETWORKS[0]);
-        Self { network, ipv6 }
+        let is_free = |wires: &[u8; 2]| {
+            !hosts.iter().any(|host| matches!(host, IpAddr::V4(host) if host.octets()[..2] == wires[..]))
+        };
+        let wires = WIRES.into_iter().find(is_free).unwrap_or(WIRES[0]);
+        Self { network, wires, ipv6 }
     }
 
     fn v4(&self, last: u8) -> Ipv4Addr {
@@ -78,6 +92,24 @@ impl Addresses {
         all
     }
 
+    /// Those of the wire of the distribution with this number.
+    pub(crate) fn wire(&self, number: u32) -> Vec<Ends> {
+        let number = (number % WIRES_MAX) as u16 * 4;
+        let v4 = |last: u16| {
+            let ([a, b], [c, d]) = (self.wires, (number + last).to_be_bytes());
+            Ipv4Addr::new(a, b, c, d).into()
+        };
+        let v6 = |last: u16| {
+            let [a, b, c, d] = WIRES6;
+            Ipv6Addr::new(a, b, c, d, 0, 0, 0, number + last).into()
+        };
+        let mut all = vec![Ends { vm: v4(1), distribution: v4(2), prefix: PREFIX_WIRE }];
+        if self.ipv6 {
+            all.push(Ends { vm: v6(1), distribution: v6(2), prefix: PREFIX_WIRE6 });
+        }
+        all
+    }
+
     pub(crate) fn gateways(&self) -> Vec<IpAddr> {
         let mut all = vec![self.gateway().into()];
         if self.ipv6 {
@@ -122,6 +154,12 @@ mod tests {
         let addresses = Addresses::choose(&taken, true);
         assert_eq!(addresses.gateway(), Ipv4Addr::new(192, 168, 184, 1));
         assert_eq!((addresses.all().len(), addresses.gateways().len()), (2, 2));
+        let wire = |addresses: &Addresses, number| addresses.wire(number)[0].distribution.to_string();
+        assert_eq!(wire(&addresses, 1), "10.88.0.6");
+        assert_eq!(addresses.wire(1)[1].vm.to_string(), "fd75:6e64:6374:1::5");
+        assert_eq!(wire(&addresses, WIRES_MAX - 1), "10.88.255.254");
+        assert_eq!(wire(&addresses, WIRES_MAX), "10.88.0.2");
+        assert_eq!(wire(&Addresses::choose(&[[10, 88, 7, 7].into()], false), 2), "172.28.0.10");
     }
 
     #[test]

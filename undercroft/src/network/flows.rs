@@ -23,12 +23,12 @@ use nix::{
     poll::{PollFd, PollFlags, PollTimeout, poll},
     sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, recv, send, socketpair},
 };
-use undercroft_protocol::{
-    datagrams::Datagrams,
-    network::{Endpoint, Transport},
-};
+use undercroft_protocol::{datagrams::Datagrams, network::Transport};
 
-use super::{peer, relay::Relay};
+use super::{
+    peer,
+    relay::{Goal, Relay},
+};
 
 /// Flows at a time; the one that was longest silent makes room for another.
 const FLOWS_MAX: usize = 128;
@@ -78,7 +78,7 @@ impl Flows {
     }
 
     /// Takes what has come to a socket that stands for `to` in the VM.
-    pub(super) fn take(self: &Arc<Self>, socket: &Arc<UdpSocket>, to: Endpoint, for_all: bool) {
+    pub(super) fn take(self: &Arc<Self>, socket: &Arc<UdpSocket>, to: Goal) {
         let Ok(local) = socket.local_addr() else { return };
         let mut bytes = vec![0; 1 + LONGEST];
         for _ in 0..TURN {
@@ -90,7 +90,7 @@ impl Flows {
             };
             let message = &bytes[..1 + length];
             if !self.pass((local, from), message)
-                && (for_all || peer::is_welcome(Transport::Udp, from, local))
+                && (to.is_for_all || peer::is_welcome(Transport::Udp, from, local))
             {
                 self.begin(socket, (local, from), to);
                 self.pass((local, from), message);
@@ -114,7 +114,7 @@ impl Flows {
         }
     }
 
-    fn begin(self: &Arc<Self>, socket: &Arc<UdpSocket>, pair: Pair, to: Endpoint) {
+    fn begin(self: &Arc<Self>, socket: &Arc<UdpSocket>, pair: Pair, to: Goal) {
         let flags = SockFlag::SOCK_CLOEXEC;
         let Ok((queue, end)) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, flags) else {
             return;
@@ -147,7 +147,7 @@ impl Flows {
         all.insert(pair, Flow { queue, number, said: Instant::now() });
     }
 
-    fn run(&self, socket: &UdpSocket, peer: SocketAddr, to: Endpoint, queue: &OwnedFd) -> io::Result<()> {
+    fn run(&self, socket: &UdpSocket, peer: SocketAddr, to: Goal, queue: &OwnedFd) -> io::Result<()> {
         let stream = self.relay.reach(to)?;
         stream.set_nonblocking(true)?;
         carry(socket, peer, queue, &stream, self.idle)

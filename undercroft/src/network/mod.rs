@@ -25,7 +25,7 @@ use std::{
 
 use undercroft_protocol::{
     command::{Command, Done},
-    network::{Address, Endpoint, Network as Card},
+    network::{Address, Endpoint, Network as Card, Wire},
 };
 use undercroft_vmm::config::{MacAddress, NetBackend, NetConfig};
 
@@ -273,9 +273,15 @@ impl Network {
         board.warn(format!("the VM has no network: {outcome}"));
     }
 
+    /// The wire of the distribution with this number, if it is to have a network of its own.
+    pub(crate) fn wire(&self, number: u32) -> Wire {
+        Wire { mtu: MTU, ends: self.plan.addresses.wire(number) }
+    }
+
     /// A distribution of this name is about to start: those that start from now on find it.
-    pub(crate) fn note_name(&self, name: &str) -> Result<()> {
-        self.names.as_ref().map_or(Ok(()), |names| names.add(name))
+    pub(crate) fn note_name(&self, name: &str, wire: Option<&Wire>) -> Result<()> {
+        let own = wire.and_then(|wire| wire.ends.first()).map(|ends| ends.distribution);
+        self.names.as_ref().map_or(Ok(()), |names| names.add(name, own))
     }
 
     pub(crate) fn status(&self) -> NetworkStatus {

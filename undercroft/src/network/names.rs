@@ -114,13 +114,15 @@ impl NameKeeper {
         Ok(Self { told, end: Some(end), thread: Some(thread) })
     }
 
-    /// All distributions share the VM's loopback.
-    pub(super) fn add(&self, name: &str) -> Result<()> {
+    /// All distributions share the VM's loopback, but those with an address of their own.
+    pub(super) fn add(&self, name: &str, own: Option<IpAddr>) -> Result<()> {
+        let address = own.unwrap_or(std::net::Ipv4Addr::LOCALHOST.into());
         let mut hosts = self.told.hosts.lock().unwrap_or_else(PoisonError::into_inner);
-        if hosts.iter().any(|host| host.name == name) {
-            return Ok(());
+        match hosts.iter_mut().find(|host| host.name == name) {
+            Some(known) if known.address == address => return Ok(()),
+            Some(known) => known.address = address,
+            None => hosts.push(Host { address, name: name.into() }),
         }
-        hosts.push(Host { address: std::net::Ipv4Addr::LOCALHOST.into(), name: name.into() });
         drop(hosts);
         self.told.tell()
     }

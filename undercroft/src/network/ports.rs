@@ -27,7 +27,7 @@ use undercroft_protocol::{
 
 use super::{
     flows::Flows,
-    relay::{Relay, Wire},
+    relay::{Goal, Relay, Wire},
 };
 use crate::{
     console::printable,
@@ -83,15 +83,17 @@ struct Shared {
 struct Want {
     /// On the host.
     outside: Endpoint,
-    /// Where it goes to in the VM.
+    /// Where it goes to in the VM: in whose network, and where there.
+    network: Option<u32>,
     to: SocketAddr,
     /// Whether somebody has asked for it to be there, for everybody.
     is_published: bool,
 }
 
 impl Want {
-    fn to(&self) -> Endpoint {
-        Endpoint { address: self.to, ..self.outside }
+    fn goal(&self) -> Goal {
+        let at = Endpoint { address: self.to, ..self.outside };
+        Goal { network: self.network, at, is_for_all: self.is_published }
     }
 }
 
@@ -239,7 +241,9 @@ impl Shared {
             if open.len() >= LISTENERS_MAX {
                 break;
             }
-            let (socket, trouble) = listen(&want);
+            let is_ours = |known: &Want| known.outside == want.outside;
+            let who = if open.keys().any(is_ours) { "another distribution" } else { "something on the host" };
+            let (socket, trouble) = listen(&want, who);
             news.extend(trouble.as_ref().map(|trouble| {
                 let program = if inside.program.is_empty() { "a program" } else { &inside.program };
                 format!("{program} listens on {} in the VM: {trouble}", inside.at)
@@ -257,7 +261,7 @@ impl Shared {
 /// IPv4 has one of its own. What is published at an address that includes one of those takes its place.
 fn wanted(listeners: Vec<Listener>, ignored: &[u16], published: &[Endpoint]) -> BTreeMap<Want, Listener> {
     let (v4, v6) = (IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST));
-    let mut wanted: BTreeMap<Endpoint, (Want, Listener)> = BTreeMap::new();
+    let mut wanted: BTreeMap<(Endpoint, Option<u32>), (Want, Listener)> = BTreeMap::new();
     let (four, six): (Vec<_>, Vec<_>) =
         listeners.into_iter().partition(|listener| listener.at.address.is_ipv4());
     for listener in four.into_iter().chain(six) {
@@ -269,7 +273,10 @@ fn wanted(listeners: Vec<Listener>, ignored: &[u16], published: &[Endpoint]) -> 
         let own = if ip.is_ipv4() { v4 } else { v6 };
         let to = SocketAddr::new(own, port);
         let mut put = |outside: Endpoint, is_published: bool| {
-            wanted.entry(outside).or_insert_with(|| (Want { outside, to, is_published }, listener.clone()));
+            let network = listener.network;
+            wanted
+                .entry((outside, network))
+                .or_insert_with(|| (Want { outside, network, to, is_published }, listener.clone()));
         };
         let here = |one: &&Endpoint| one.transport == transport && one.address.port() == port;
         for &one in published.iter().filter(here) {
@@ -289,14 +296,15 @@ fn wanted(listeners: Vec<Listener>, ignored: &[u16], published: &[Endpoint]) -> 
 }
 
 /// Listens there, or on a port that is free, and says why then. What is published is there or nowhere.
-fn listen(want: &Want) -> (Option<Socket>, Option<String>) {
+/// `who` has the port already, if somebody has.
+fn listen(want: &Want, who: &str) -> (Option<Socket>, Option<String>) {
     let at = want.outside;
     let error: io::Error = match Socket::open(at) {
         Ok(socket) => return (Some(socket), None),
         Err(error) => error,
     };
     let why = match error.kind() {
-        ErrorKind::AddrInUse => "something on the host has that port already".to_owned(),
+        ErrorKind::AddrInUse => format!("{who} has that port already"),
         ErrorKind::PermissionDenied => "the host keeps that port for its administrator".to_owned(),
         _ => error.to_string(),
     };
@@ -339,9 +347,9 @@ fn accept(shared: &Shared, woken: &UnixStream) {
                 continue;
             }
             match &**socket {
-                Socket::Datagrams(socket) => shared.flows.take(socket, want.to(), want.is_published),
+                Socket::Datagrams(socket) => shared.flows.take(socket, want.goal()),
                 Socket::Stream(listener) => match listener.accept() {
-                    Ok((stream, _)) => shared.relay.connect(stream, want.to(), want.is_published),
+                    Ok((stream, _)) => shared.relay.connect(stream, want.goal()),
                     Err(error) if error.kind() == ErrorKind::WouldBlock => {}
                     // Out of descriptors or memory: a little later there may be some.
                     Err(_) => std::thread::sleep(Duration::from_millis(20)),
@@ -357,7 +365,7 @@ mod tests {
 
     fn listener(address: &str) -> Listener {
         let at = Endpoint::tcp(address.parse().unwrap());
-        Listener { at, distribution: Some(1), program: "p".into(), pid: Some(9) }
+        Listener { at, network: None, distribution: Some(1), program: "p".into(), pid: Some(9) }
     }
 
     fn pairs(listeners: &[&str], ignored: &[u16]) -> Vec<(String, String)> {
@@ -411,18 +419,30 @@ mod tests {
         let wanted: Vec<_> = wanted(vec![datagrams], &[], &published).into_keys().collect();
         assert_eq!(wanted[0].outside.to_string(), "127.0.0.1:80/udp");
         // An address that is not this host's: there or nowhere.
-        let nowhere = Want { outside: published[3], to: published[3].address, is_published: true };
+        let nowhere =
+            Want { outside: published[3], network: None, to: published[3].address, is_published: true };
         assert!(
-            matches!(listen(&nowhere), (None, Some(why)) if why.contains("not published at 192.0.2.1:83"))
+            matches!(listen(&nowhere, "somebody"), (None, Some(why)) if why.contains("not published at 192.0.2.1:83"))
         );
+    }
+
+    #[test]
+    fn networks_of_their_own_have_the_same_ports() {
+        let own = |network| Listener { network, ..listener("0.0.0.0:80") };
+        let wanted: Vec<Want> =
+            wanted(vec![own(None), own(Some(7)), own(Some(3))], &[], &[]).into_keys().collect();
+        let networks: Vec<Option<u32>> = wanted.iter().map(|want| want.network).collect();
+        assert_eq!(networks, [None, Some(3), Some(7)]);
+        assert!(wanted.iter().all(|want| want.outside.to_string() == "127.0.0.1:80"));
+        assert_eq!(wanted[1].goal().network, Some(3));
     }
 
     #[test]
     fn a_port_that_is_taken_is_replaced() {
         let taken = TcpListener::bind("127.0.0.1:0").unwrap();
         let at = taken.local_addr().unwrap();
-        let want = Want { outside: Endpoint::tcp(at), to: at, is_published: false };
-        let (other, trouble) = listen(&want);
+        let want = Want { outside: Endpoint::tcp(at), network: None, to: at, is_published: false };
+        let (other, trouble) = listen(&want, "somebody");
         let (other, trouble) = (other.unwrap().address().unwrap(), trouble.unwrap());
         assert!(other.ip().is_loopback() && other.port() != at.port());
         assert!(
@@ -430,6 +450,6 @@ mod tests {
             "{trouble}"
         );
         drop(taken);
-        assert!(matches!(listen(&want), (Some(_), None)));
+        assert!(matches!(listen(&want, "somebody"), (Some(_), None)));
     }
 }

@@ -48,6 +48,17 @@ impl Wire {
     }
 }
 
+/// Where something goes to in the VM.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Goal {
+    /// The distribution in whose own network that is; the VM's otherwise.
+    pub(super) network: Option<u32>,
+    /// Where there.
+    pub(super) at: Endpoint,
+    /// Whether everybody may go there, and not only the user whose VM it is.
+    pub(super) is_for_all: bool,
+}
+
 /// The connections of a machine.
 #[derive(Debug)]
 pub(super) struct Relay {
@@ -83,13 +94,13 @@ impl Relay {
         });
     }
 
-    /// Takes a connection that has come in, and connects it with `to` in the VM; only this user's, unless it is `for_all`.
-    pub(super) fn connect(self: &Arc<Self>, outside: TcpStream, to: Endpoint, for_all: bool) {
+    /// Takes a connection that has come in, and connects it with its goal in the VM.
+    pub(super) fn connect(self: &Arc<Self>, outside: TcpStream, to: Goal) {
         self.count.fetch_add(1, Ordering::AcqRel);
         let relay = self.clone();
         let started = thread::Builder::new().name("localhost".into()).stack_size(STACK).spawn(move || {
             // Whatever went wrong, both sides see their connection end.
-            let _ = relay.run(&outside, to, for_all);
+            let _ = relay.run(&outside, to);
             relay.count.fetch_sub(1, Ordering::AcqRel);
         });
         if started.is_err() {
@@ -97,8 +108,8 @@ impl Relay {
         }
     }
 
-    fn run(&self, outside: &TcpStream, to: Endpoint, for_all: bool) -> io::Result<()> {
-        if !for_all && !peer::is_welcome(Transport::Tcp, outside.peer_addr()?, outside.local_addr()?) {
+    fn run(&self, outside: &TcpStream, to: Goal) -> io::Result<()> {
+        if !to.is_for_all && !peer::is_welcome(Transport::Tcp, outside.peer_addr()?, outside.local_addr()?) {
             return Err(io::ErrorKind::PermissionDenied.into());
         }
         let inside = self.reach(to)?;
@@ -109,10 +120,10 @@ impl Relay {
     }
 
     /// A stream that the relay in the VM passes on to there.
-    pub(super) fn reach(&self, to: Endpoint) -> io::Result<UnixStream> {
+    pub(super) fn reach(&self, to: Goal) -> io::Result<UnixStream> {
         let expected = Expected::new(&self.board).map_err(io::Error::other)?;
         let token = expected.token();
-        if !self.wire.say(&RelayRequest::Connect { token, to }) {
+        if !self.wire.say(&RelayRequest::Connect { token, network: to.network, to: to.at }) {
             return Err(io::ErrorKind::NotConnected.into());
         }
         let inside = self.board.wait("the relay's answer", Some(self.patience), |state| {

@@ -146,6 +146,7 @@ impl Service {
         // The host's file has the first word, then what was set for it.
         let options = LaunchOptions {
             own_users: recorded.own_users && !of.shared_users,
+            own_network: of.private_network,
             limits: Limits {
                 memory: of.memory.or(recorded.limits.memory),
                 cpu_milli: of.cpu_milli.or(recorded.limits.cpu_milli),
