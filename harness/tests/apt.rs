@@ -21,7 +21,7 @@ const INSTALL: &str = "set -e
 cd /etc/apt
 if grep -q security sources.list; then sed -i '/security/!d' sources.list; fi
 apt-get -q -o Acquire::Languages=none update
-apt-get -q -y --no-install-recommends install nginx
+apt-get -q -y -o Dpkg::Options::=--force-unsafe-io --no-install-recommends install nginx
 echo '<p>a page of our own' > /var/www/html/index.html
 systemctl is-active nginx";
 

@@ -16,7 +16,7 @@ const INSTALL: &str = "set -e
 cd /etc/apt
 if test -e sources.list; then sed -i '/security\\|updates/d' sources.list; fi
 apt-get -q -o Acquire::Languages=none update
-apt-get -q -y --no-install-recommends install podman crun netavark nftables busybox-static
+apt-get -q -y -o Dpkg::Options::=--force-unsafe-io --no-install-recommends install podman crun netavark nftables busybox-static
 podman info --format '{{.Store.GraphDriverName}} {{.Host.NetworkBackend}}'";
 
 /// An image of one program, and a container of it.
