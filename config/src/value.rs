@@ -1,6 +1,6 @@
 //! What a key's value can be: how it is read, and how it is written.
 
-use std::{fmt, net::SocketAddr};
+use std::{fmt, net::SocketAddr, str::FromStr};
 
 use crate::grammar::excerpt;
 
@@ -82,6 +82,21 @@ pub struct Published {
     pub address: SocketAddr,
     /// Whether it is one of UDP's, not of TCP's.
     pub is_udp: bool,
+}
+
+impl FromStr for Published {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (address, is_udp) = text.strip_suffix("/udp").map_or((text, false), |address| (address, true));
+        let address = address.strip_suffix("/tcp").unwrap_or(address).parse::<SocketAddr>();
+        match address {
+            Ok(address) if address.port() != 0 => Ok(Self { address, is_udp }),
+            _ => {
+                Err("expected an address of this host's and a port, such as 0.0.0.0:8080, [::]:53/udp".into())
+            }
+        }
+    }
 }
 
 /// `0.0.0.0:53/udp`.
@@ -391,13 +406,7 @@ fn mac_address(text: &str) -> Option<String> {
 }
 
 fn published(text: &str) -> Option<Vec<Published>> {
-    let one = |word: &str| {
-        let word = word.trim();
-        let (address, is_udp) = word.strip_suffix("/udp").map_or((word, false), |address| (address, true));
-        let address: SocketAddr = address.strip_suffix("/tcp").unwrap_or(address).parse().ok()?;
-        (address.port() != 0).then_some(Published { address, is_udp })
-    };
-    text.split(',').map(one).collect()
+    text.split(',').map(|word| word.trim().parse().ok()).collect()
 }
 
 fn ports(text: &str) -> Option<Vec<u16>> {

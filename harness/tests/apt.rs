@@ -27,12 +27,15 @@ systemctl is-active nginx";
 
 /// What a person types; its status and what it prints.
 fn curl(product: &Product) -> Result<(Option<i32>, String), Failure> {
+    curl_from(product, "http://localhost")
+}
+
+fn curl_from(product: &Product, url: &str) -> Result<(Option<i32>, String), Failure> {
     let page = product.folder().join("page");
     let _ = fs::remove_file(&page);
     let to = page.display().to_string();
     let status =
-        registry::run("curl", &["-sS", "--noproxy", "*", "--max-time", "60", "-o", &to, "http://localhost"])?
-            .status;
+        registry::run("curl", &["-sS", "--noproxy", "*", "--max-time", "60", "-o", &to, url])?.status;
     Ok((status.code(), fs::read_to_string(page).unwrap_or_default()))
 }
 
@@ -57,6 +60,14 @@ fn a_web_server_from_the_registry() -> Outcome {
         one.until("the page comes", || Ok(curl(&one)? == (Some(0), format!("{inside}\n"))))?;
         let ports = one.say("ports")?;
         assert!(ports.contains("nginx") && ports.contains("deb"), "{ports}");
+
+        // Published for as long as a session lasts.
+        let (there, page) = ("http://127.0.0.9", (Some(0), format!("{inside}\n")));
+        let mut session = one.spawn("run --publish 127.0.0.9:80 deb cat")?;
+        one.until("it is not published", || Ok(curl_from(&one, there)? == page))?;
+        drop(session.stdin.take());
+        assert!(session.wait()?.success());
+        one.until("it is published for ever", || Ok(curl_from(&one, there)?.0 == REFUSED))?;
 
         // Scene 7.
         one.until("it stops, although systemd runs a server", || Ok(one.state("deb")? != "running"))?;

@@ -3,7 +3,7 @@
 use std::{
     fs,
     io::{Read, Write},
-    net::{Ipv4Addr, TcpListener, TcpStream, UdpSocket},
+    net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket},
     thread,
     time::Duration,
 };
@@ -14,6 +14,7 @@ use undercroft_harness::{
     outcome::{Failure, Outcome, skip, until},
     vm::{Kernel, Vm, Wanted, boot, guest_test},
 };
+use undercroft_protocol::network::Endpoint;
 
 /// A web server of the test's own, on its own machine's loopback: one answer to everything.
 struct Web {
@@ -106,7 +107,11 @@ fn a_host_without_passt() -> Outcome {
 
 /// What a web client gets from 127.0.0.1 at this port, on the machine that runs the VMM.
 fn get(port: u16) -> std::io::Result<String> {
-    let mut stream = TcpStream::connect(("127.0.0.1", port))?;
+    get_from(([127, 0, 0, 1], port).into())
+}
+
+fn get_from(address: SocketAddr) -> std::io::Result<String> {
+    let mut stream = TcpStream::connect(address)?;
     stream.set_read_timeout(Some(Duration::from_secs(60)))?;
     stream.write_all(b"GET /page HTTP/1.0\r\n\r\n")?;
     let mut answer = String::new();
@@ -217,6 +222,26 @@ fn networks_of_their_own(#[values(Kernel::Stock, Kernel::Tuned)] kernel: Kernel)
         assert!(b.0 == 8085 || c.0 == 8085, "{b:?} {c:?}");
         assert!(troubles.len() == 1 && troubles[0].contains("another distribution"), "{troubles:?}");
         assert!(get(b.0)?.ends_with("page of b\n") && get(c.0)?.ends_with("page of c\n"));
+
+        // Published: the port of the one that was meant, as long as somebody wants it.
+        let publish = |name: &str, last: u8| -> Result<_, Failure> {
+            let address: SocketAddr = ([127, 0, 0, last], 8085).into();
+            let published = vm
+                .machine()
+                .publish(vm.distribution(name)?, Endpoint::tcp(address))
+                .map_err(|error| Failure::Failed(error.to_string()))?;
+            until("what is published does not come", || {
+                Ok(get_from(address).is_ok_and(|page| page.ends_with(&format!("page of {name}\n"))))
+            })?;
+            Ok((published, address))
+        };
+        let (of_b, at_b) = publish("b", 8)?;
+        let (_of_c, at_c) = publish("c", 9)?;
+        drop(of_b);
+        until("it is published for ever", || Ok(get_from(at_b).is_err()))?;
+        assert!(get_from(at_c).is_ok());
+        let nowhere = Endpoint::tcp(([192, 0, 2, 1], 8085).into());
+        assert!(vm.machine().publish(vm.distribution("b")?, nowhere).is_err());
 
         // By name (who was there first is known), from where the network is shared and from one to another; not by the other's loopback.
         assert_eq!(vm.read("a", "wget -q -O - http://b:8085/page")?, "page of b");

@@ -5,6 +5,7 @@ use std::{fmt, io, path::PathBuf, time::Duration};
 use undercroft_protocol::{
     FrameError,
     command::FailureKind,
+    network::Endpoint,
     session::{ExitStatus, StartError},
 };
 
@@ -39,6 +40,23 @@ pub enum Error {
         what: &'static str,
         /// What the kernel says.
         source: io::Error,
+    },
+    /// A port cannot be published there.
+    #[error("{at} cannot be published")]
+    NotPublished {
+        /// Where on the host.
+        at: Endpoint,
+        /// What the kernel says.
+        source: io::Error,
+    },
+    /// Nothing is published, because nothing of the machine's is reached from the host.
+    #[error(
+        "{at} cannot be published: the virtual machine's ports are not reached from the host \
+         (localhostForwarding = false, or networkingMode = none)"
+    )]
+    NoRelay {
+        /// Where on the host.
+        at: Endpoint,
     },
     /// No space is left where a disk or an archive is written.
     #[error("no space is left on the file system of {} ({free_mib} MiB free): make room there and try again", path.display())]

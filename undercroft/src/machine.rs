@@ -12,6 +12,7 @@ use std::{
 use undercroft_protocol::{
     GUEST_CID,
     command::{Command, DiskAddress, Done, Exported, Imported, Root, Users},
+    network::Endpoint,
     opening::GuestHello,
     port,
 };
@@ -30,7 +31,10 @@ use crate::{
     folders::{FolderOptions, FolderStatus, Folders},
     guest::{Guest, Pending, wrong},
     import::{Archive, Progress},
-    network::{Network, NetworkOptions, NetworkStatus, Plan, ports::Port},
+    network::{
+        Network, NetworkOptions, NetworkStatus, Plan,
+        ports::{Port, Publication},
+    },
     store::{Attached, Disks, Held, Unpack},
     timeline::Timeline,
     users::UserRanges,
@@ -211,6 +215,12 @@ impl Machine {
     /// How it is with the host's folders.
     pub fn folders(&self) -> Vec<FolderStatus> {
         self.folders.status()
+    }
+
+    /// Has everybody who reaches this address of the host's reach the same port of a distribution's, as long as it listens there
+    /// and as what this gives lasts.
+    pub fn publish(&self, distribution: &Distribution, at: Endpoint) -> Result<Publication> {
+        self.network.publish(at, distribution.own_network().then(|| distribution.id()))
     }
 
     /// What distributions listen for, and where it is reached on the host.

@@ -2,6 +2,8 @@
 
 use std::{ffi::OsString, path::PathBuf};
 
+use undercroft_config::value::Published;
+
 /// Everything.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Action {
@@ -153,6 +155,7 @@ pub(crate) struct Run {
     pub(crate) start: bool,
     pub(crate) user: Option<String>,
     pub(crate) directory: Option<OsString>,
+    pub(crate) publish: Vec<Published>,
     pub(crate) program: Program,
 }
 

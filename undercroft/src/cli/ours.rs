@@ -3,6 +3,7 @@
 use std::{ffi::OsString, path::PathBuf};
 
 use clap::{Args, CommandFactory, Parser, Subcommand};
+use undercroft_config::value::Published;
 
 use super::{
     Meaning,
@@ -227,13 +228,17 @@ struct Who {
     /// Give the command to the user's shell, instead of executing it
     #[arg(short, long)]
     shell: bool,
+    /// While it runs, everybody who reaches this address of the host reaches the same port of the distribution
+    #[arg(short, long, value_name = "ADDR:PORT[/udp]")]
+    publish: Vec<Published>,
 }
 
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   undercroft run                       a login shell in the default distribution
   undercroft run debian -- ls -l /     the exit status is the command's; 125 is a failure of ours
-  undercroft run -s debian 'echo $HOME; df -h .'")]
+  undercroft run -s debian 'echo $HOME; df -h .'
+  undercroft run -p 0.0.0.0:8000 debian python3 -m http.server")]
 struct Running {
     #[command(flatten)]
     who: Who,
@@ -324,7 +329,7 @@ fn running(who: Who, distribution: Option<String>, start: bool, command: Vec<OsS
         (_, true) => Program::Line(line(&command)),
         _ => Program::Argv(command),
     };
-    Run { distribution, start, user: who.user, directory: who.cd, program }
+    Run { distribution, start, user: who.user, directory: who.cd, publish: who.publish, program }
 }
 
 fn on_or_off(text: &str) -> Result<bool, String> {
@@ -366,6 +371,15 @@ mod tests {
             Meaning::Do(action) => action,
             Meaning::Said(status) => panic!("{line}: said something, status {status}"),
         }
+    }
+
+    #[test]
+    fn what_is_published_is_an_address_and_a_port() {
+        let Action::Run(run) = meant("run -p 0.0.0.0:80 -p [::1]:53/udp deb ls") else { panic!() };
+        let published: Vec<String> = run.publish.iter().map(ToString::to_string).collect();
+        assert_eq!(published, ["0.0.0.0:80", "[::1]:53/udp"]);
+        let nonsense = ["run", "-p", "80", "deb"].map(OsString::from);
+        assert!(matches!(parse(nonsense.into()), Meaning::Said(super::super::FAILED)));
     }
 
     #[test]

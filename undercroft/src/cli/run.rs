@@ -7,7 +7,7 @@ use undercroft::{
     Input, Relayed, Signals,
     service::{
         Client,
-        wire::{self, Event},
+        wire::{self, Event, endpoint},
     },
     terminal,
 };
@@ -34,6 +34,7 @@ pub(super) fn run(run: Run) -> anyhow::Result<u8> {
         program,
         environment: environment(interactive),
         terminal: interactive.then(terminal::size),
+        publish: run.publish.iter().map(endpoint).collect(),
     };
     let client = Client::new()?;
     loop {
@@ -80,6 +81,7 @@ pub(super) fn uid_of(distribution: &str, user: &str) -> anyhow::Result<u32> {
             program: What::Argv(words.into()),
             environment: Vec::new(),
             terminal: None,
+            publish: Vec::new(),
         },
         |_| (),
     )?;

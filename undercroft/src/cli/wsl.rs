@@ -121,8 +121,14 @@ impl Rest {
 /// `None` is the help text.
 fn action(words: Vec<OsString>) -> Result<Option<Action>, String> {
     let mut rest = Rest(words.into_iter());
-    let mut run =
-        Run { distribution: None, start: true, user: None, directory: None, program: Program::LoginShell };
+    let mut run = Run {
+        distribution: None,
+        start: true,
+        user: None,
+        directory: None,
+        publish: Vec::new(),
+        program: Program::LoginShell,
+    };
     let mut shell = "standard".to_owned();
     loop {
         let Some(word) = rest.next() else { return Ok(Some(Action::Run(run))) };

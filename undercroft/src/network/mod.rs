@@ -13,6 +13,7 @@ mod peer;
 pub mod ports;
 mod relay;
 mod resolver;
+mod wanted;
 
 use std::{
     fmt,
@@ -38,7 +39,7 @@ use crate::{
 use addresses::Addresses;
 use names::{NameKeeper, Servers};
 use passt::{Passt, State};
-use ports::{Port, Ports};
+use ports::{Port, Ports, Publication};
 use resolver::RESOLV_CONF;
 
 /// The name by which distributions call the host.
@@ -295,6 +296,11 @@ impl Network {
             _ => None,
         };
         NetworkStatus { mode, addresses, trouble: self.plan.trouble.clone().or(down) }
+    }
+
+    /// Has everybody reach a port of this network's on the host.
+    pub(crate) fn publish(&self, at: Endpoint, network: Option<u32>) -> Result<Publication> {
+        self.ports.as_ref().ok_or(crate::Error::NoRelay { at })?.publish(at, network)
     }
 
     pub(crate) fn ports(&self) -> Vec<Port> {

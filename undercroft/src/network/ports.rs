@@ -8,12 +8,15 @@ use std::{
     collections::BTreeMap,
     fmt,
     io::{self, ErrorKind},
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, UdpSocket},
+    net::{SocketAddr, TcpListener, UdpSocket},
     os::{
         fd::{AsFd, BorrowedFd},
         unix::net::UnixStream,
     },
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
     thread::JoinHandle,
     time::Duration,
 };
@@ -27,7 +30,8 @@ use undercroft_protocol::{
 
 use super::{
     flows::Flows,
-    relay::{Goal, Relay, Wire},
+    relay::{Relay, Wire},
+    wanted::{Published, Want, Whose, wanted},
 };
 use crate::{
     console::printable,
@@ -72,29 +76,13 @@ struct Shared {
     relay: Arc<Relay>,
     flows: Arc<Flows>,
     ignored: Vec<u16>,
-    published: Vec<Endpoint>,
+    published: Mutex<Vec<(u64, Published)>>,
+    next: AtomicU64,
+    /// What was told last.
+    told: Mutex<Vec<Listener>>,
     open: Mutex<BTreeMap<Want, Open>>,
     /// Wakes who accepts: there are other listeners, or it is over, when this is closed.
     wake: Mutex<Option<UnixStream>>,
-}
-
-/// What is to be listened for on the host.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-struct Want {
-    /// On the host.
-    outside: Endpoint,
-    /// Where it goes to in the VM: in whose network, and where there.
-    network: Option<u32>,
-    to: SocketAddr,
-    /// Whether somebody has asked for it to be there, for everybody.
-    is_published: bool,
-}
-
-impl Want {
-    fn goal(&self) -> Goal {
-        let at = Endpoint { address: self.to, ..self.outside };
-        Goal { network: self.network, at, is_for_all: self.is_published }
-    }
 }
 
 /// What is listened with.
@@ -145,6 +133,16 @@ impl Shared {
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn published(&self) -> MutexGuard<'_, Vec<(u64, Published)>> {
+        self.published.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn publish(&self, published: Published) -> u64 {
+        let number = self.next.fetch_add(1, Ordering::Relaxed);
+        self.published().push((number, published));
+        number
+    }
+
     fn wake(&self) {
         if let Some(wake) = &*self.wake.lock().unwrap_or_else(PoisonError::into_inner) {
             // One that is not read has woken already.
@@ -169,7 +167,19 @@ impl Ports {
         }
         let flows = Arc::new(Flows::new(relay.clone()));
         let (open, wake) = (Mutex::default(), Mutex::new(Some(wake)));
-        let shared = Arc::new(Shared { relay, flows, ignored, published, open, wake });
+        let shared = Arc::new(Shared {
+            relay,
+            flows,
+            ignored,
+            published: Mutex::default(),
+            next: AtomicU64::new(0),
+            told: Mutex::default(),
+            open,
+            wake,
+        });
+        for at in published {
+            shared.publish(Published { at, whose: Whose::Anybodys });
+        }
         let (accepting, hearing, board) = (shared.clone(), shared.clone(), guest.board.clone());
         let accepter = spawn("localhost", move || accept(&accepting, &woken))?;
         let listener = spawn("relay events", move || {
@@ -188,6 +198,24 @@ impl Ports {
             hearing.take(Vec::new());
         })?;
         Ok(Self { shared, threads: vec![accepter, listener] })
+    }
+
+    /// Has everybody reach a port of this network's there, where that can be at all, as long as what this gives.
+    pub(crate) fn publish(&self, at: Endpoint, network: Option<u32>) -> Result<Publication> {
+        use ErrorKind::{AddrNotAvailable, PermissionDenied};
+        match Socket::open(at) {
+            Err(source) if matches!(source.kind(), AddrNotAvailable | PermissionDenied) => {
+                return Err(crate::Error::NotPublished { at, source });
+            }
+            // That it is taken may be by what it takes the place of.
+            _ => {}
+        }
+        let number = self.shared.publish(Published { at, whose: Whose::Networks(network) });
+        let publication = Publication { shared: self.shared.clone(), number };
+        for trouble in self.shared.refresh() {
+            publication.shared.relay.warn(trouble);
+        }
+        Ok(publication)
     }
 
     /// What is listened for now.
@@ -214,11 +242,39 @@ impl Drop for Ports {
     }
 }
 
+/// Something that everybody reaches, as long as this is there.
+#[must_use]
+pub struct Publication {
+    shared: Arc<Shared>,
+    number: u64,
+}
+
+impl fmt::Debug for Publication {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Publication").field("number", &self.number).finish_non_exhaustive()
+    }
+}
+
+impl Drop for Publication {
+    fn drop(&mut self) {
+        self.shared.published().retain(|(number, _)| *number != self.number);
+        let _ = self.shared.refresh();
+    }
+}
+
 impl Shared {
     /// Takes what is listened for inside now; what is new about it that a person should know.
     fn take(&self, listeners: Vec<Listener>) -> Vec<String> {
-        let wanted = wanted(listeners, &self.ignored, &self.published);
+        *self.told.lock().unwrap_or_else(PoisonError::into_inner) = listeners;
+        self.refresh()
+    }
+
+    /// Listens for what is to be listened for.
+    fn refresh(&self) -> Vec<String> {
         let mut open = self.open();
+        let told = self.told.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let published: Vec<Published> = self.published().iter().map(|(_, one)| *one).collect();
+        let wanted = wanted(told, &self.ignored, &published);
         // Closed before others are opened, which may be at the same port.
         open.retain(|want, open| {
             let stays = wanted.contains_key(want);
@@ -255,44 +311,6 @@ impl Shared {
         self.wake();
         news
     }
-}
-
-/// What to listen for on the host: IPv4 on 127.0.0.1, IPv6 on ::1, and what is open to everybody by IPv6 on both, unless
-/// IPv4 has one of its own. What is published at an address that includes one of those takes its place.
-fn wanted(listeners: Vec<Listener>, ignored: &[u16], published: &[Endpoint]) -> BTreeMap<Want, Listener> {
-    let (v4, v6) = (IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST));
-    let mut wanted: BTreeMap<(Endpoint, Option<u32>), (Want, Listener)> = BTreeMap::new();
-    let (four, six): (Vec<_>, Vec<_>) =
-        listeners.into_iter().partition(|listener| listener.at.address.is_ipv4());
-    for listener in four.into_iter().chain(six) {
-        let Endpoint { transport, address } = listener.at;
-        let (ip, port) = (address.ip(), address.port());
-        if ignored.contains(&port) || port == 0 || !(ip.is_loopback() || ip.is_unspecified()) {
-            continue;
-        }
-        let own = if ip.is_ipv4() { v4 } else { v6 };
-        let to = SocketAddr::new(own, port);
-        let mut put = |outside: Endpoint, is_published: bool| {
-            let network = listener.network;
-            wanted
-                .entry((outside, network))
-                .or_insert_with(|| (Want { outside, network, to, is_published }, listener.clone()));
-        };
-        let here = |one: &&Endpoint| one.transport == transport && one.address.port() == port;
-        for &one in published.iter().filter(here) {
-            put(one, true);
-        }
-        // The wildcard of IPv6 takes IPv4's, too.
-        let is_taken = |ip: IpAddr| {
-            let mut wildcards = published.iter().filter(here).map(|one| one.address.ip());
-            wildcards.any(|all| all == ip || all.is_unspecified() && (all.is_ipv6() || ip.is_ipv4()))
-        };
-        let others = if ip.is_ipv6() && ip.is_unspecified() { vec![v6, v4] } else { vec![own] };
-        for outside in others.into_iter().filter(|ip| !is_taken(*ip)) {
-            put(Endpoint { transport, address: SocketAddr::new(outside, port) }, false);
-        }
-    }
-    wanted.into_values().collect()
 }
 
 /// Listens there, or on a port that is free, and says why then. What is published is there or nowhere.
@@ -363,78 +381,14 @@ fn accept(shared: &Shared, woken: &UnixStream) {
 mod tests {
     use super::*;
 
-    fn listener(address: &str) -> Listener {
-        let at = Endpoint::tcp(address.parse().unwrap());
-        Listener { at, network: None, distribution: Some(1), program: "p".into(), pid: Some(9) }
-    }
-
-    fn pairs(listeners: &[&str], ignored: &[u16]) -> Vec<(String, String)> {
-        let listeners = listeners.iter().map(|address| listener(address)).collect();
-        wanted(listeners, ignored, &[])
-            .into_keys()
-            .map(|want| (want.outside.to_string(), want.to.to_string()))
-            .collect()
-    }
-
     #[test]
-    fn loopback_is_answered_by_loopback() {
-        let expected = |list: &[(&str, &str)]| {
-            list.iter()
-                .map(|(outside, to)| ((*outside).into(), (*to).into()))
-                .collect::<Vec<(String, String)>>()
-        };
-        assert_eq!(
-            pairs(&["0.0.0.0:80", "127.0.0.1:81"], &[]),
-            expected(&[("127.0.0.1:80", "127.0.0.1:80"), ("127.0.0.1:81", "127.0.0.1:81")])
-        );
-        assert_eq!(
-            pairs(&["[::]:80", "[::1]:81"], &[]),
-            expected(&[("127.0.0.1:80", "[::1]:80"), ("[::1]:80", "[::1]:80"), ("[::1]:81", "[::1]:81")])
-        );
-        // Both: each has its own.
-        assert_eq!(
-            pairs(&["[::]:80", "0.0.0.0:80"], &[]),
-            expected(&[("127.0.0.1:80", "127.0.0.1:80"), ("[::1]:80", "[::1]:80")])
-        );
-        assert_eq!(pairs(&["0.0.0.0:80", "10.0.0.2:81", "0.0.0.0:0"], &[80]), []);
-    }
-
-    #[test]
-    fn what_is_published_is_there_and_in_the_place_of_what_it_includes() {
-        let published = ["0.0.0.0:80", "[::]:81", "192.0.2.1:82", "192.0.2.1:83"];
-        let published = published.map(|address| Endpoint::tcp(address.parse().unwrap()));
-        let outside = |listeners: &[&str]| -> Vec<(String, bool)> {
-            let listeners = listeners.iter().map(|address| listener(address)).collect();
-            let wanted = wanted(listeners, &[], &published);
-            wanted.into_keys().map(|want| (want.outside.to_string(), want.is_published)).collect()
-        };
-        let own = |text: &str, is_published| (text.to_owned(), is_published);
-        assert_eq!(outside(&["127.0.0.1:80"]), [own("0.0.0.0:80", true)]);
-        assert_eq!(outside(&["[::]:81"]), [own("[::]:81", true)]);
-        assert_eq!(outside(&["127.0.0.1:82"]), [own("127.0.0.1:82", false), own("192.0.2.1:82", true)]);
-        assert_eq!(outside(&["127.0.0.1:84"]), [own("127.0.0.1:84", false)]);
-        // By UDP that is another port.
-        let mut datagrams = listener("127.0.0.1:80");
-        datagrams.at.transport = Transport::Udp;
-        let wanted: Vec<_> = wanted(vec![datagrams], &[], &published).into_keys().collect();
-        assert_eq!(wanted[0].outside.to_string(), "127.0.0.1:80/udp");
-        // An address that is not this host's: there or nowhere.
-        let nowhere =
-            Want { outside: published[3], network: None, to: published[3].address, is_published: true };
-        assert!(
-            matches!(listen(&nowhere, "somebody"), (None, Some(why)) if why.contains("not published at 192.0.2.1:83"))
-        );
-    }
-
-    #[test]
-    fn networks_of_their_own_have_the_same_ports() {
-        let own = |network| Listener { network, ..listener("0.0.0.0:80") };
-        let wanted: Vec<Want> =
-            wanted(vec![own(None), own(Some(7)), own(Some(3))], &[], &[]).into_keys().collect();
-        let networks: Vec<Option<u32>> = wanted.iter().map(|want| want.network).collect();
-        assert_eq!(networks, [None, Some(3), Some(7)]);
-        assert!(wanted.iter().all(|want| want.outside.to_string() == "127.0.0.1:80"));
-        assert_eq!(wanted[1].goal().network, Some(3));
+    fn what_is_published_is_there_or_nowhere() {
+        let at = Endpoint::tcp("192.0.2.1:83".parse().unwrap());
+        let nowhere = Want { outside: at, network: None, to: at.address, is_published: true };
+        assert!(matches!(
+            listen(&nowhere, "somebody"),
+            (None, Some(why)) if why.contains("not published at 192.0.2.1:83")
+        ));
     }
 
     #[test]

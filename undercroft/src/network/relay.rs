@@ -84,6 +84,11 @@ impl Relay {
         self.wire.hang_up();
     }
 
+    /// Tells people.
+    pub(super) fn warn(&self, text: String) {
+        self.board.warn(text);
+    }
+
     /// Nobody takes the connection of this token.
     pub(super) fn refuse(&self, token: Token) {
         // Only one that is waited for is noted, so that there are never more than connections.

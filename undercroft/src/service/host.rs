@@ -6,7 +6,6 @@ use std::{
 };
 
 use undercroft_config::NetworkingMode;
-use undercroft_protocol::network::{Endpoint, Transport};
 use undercroft_vmm::probe::{Verdict, probe};
 
 use super::{
@@ -15,6 +14,7 @@ use super::{
     paths::rotate,
     settings::Settings,
     state::{Host, On, Service},
+    wire::endpoint,
 };
 use crate::{
     Cause, HELLO, Machine, MachineOptions, NameOptions, NameServers, NatOptions, NetworkMode, NetworkOptions,
@@ -164,10 +164,7 @@ fn network(settings: &Settings) -> NetworkOptions {
         }),
     };
     let localhost = host.localhost_forwarding && host.networking_mode != NetworkingMode::None;
-    let published = host.publish.iter().map(|one| {
-        let transport = if one.is_udp { Transport::Udp } else { Transport::Tcp };
-        Endpoint { transport, address: one.address }
-    });
+    let published = host.publish.iter().map(endpoint);
     let servers = match (host.dns_tunneling, host.dns_proxy) {
         (true, _) => NameServers::Host,
         (false, true) => NameServers::Forwarded,

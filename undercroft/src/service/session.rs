@@ -9,6 +9,7 @@ use std::{
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use undercroft_protocol::{
+    network::Endpoint,
     read_frame,
     session::{ExitStatus, Program as What},
     write_frame,
@@ -42,6 +43,9 @@ impl Service {
             return Ok(());
         }
         let distribution = &place.live().distribution;
+        let publish = |at: &Endpoint| place.live().machine.publish(distribution, *at);
+        // Gone when this returns.
+        let _published = run.publish.iter().map(publish).collect::<Result<Vec<_>>>()?;
         let mut program = Program::what(run.program);
         for (variable, value) in run.environment {
             program = program.env(variable, value);

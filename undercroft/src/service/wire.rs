@@ -25,7 +25,11 @@ use rustix::net::{
     SendFlags, recvmsg, sendmsg,
 };
 use serde::{Deserialize, Serialize};
-use undercroft_protocol::session::{ExitStatus, Program, WindowSize};
+use undercroft_config::value::Published;
+use undercroft_protocol::{
+    network::{Endpoint, Transport},
+    session::{ExitStatus, Program, WindowSize},
+};
 
 use crate::error::{Error, Result};
 
@@ -123,6 +127,14 @@ pub struct Run {
     pub environment: Vec<(Vec<u8>, Vec<u8>)>,
     /// The size of its terminal; `None` is three pipes.
     pub terminal: Option<WindowSize>,
+    /// Where on the host everybody reaches a port of the distribution's, as long as the process runs.
+    pub publish: Vec<Endpoint>,
+}
+
+/// Where something is published, in the protocol's words.
+pub fn endpoint(one: &Published) -> Endpoint {
+    let transport = if one.is_udp { Transport::Udp } else { Transport::Tcp };
+    Endpoint { transport, address: one.address }
 }
 
 /// What to make a distribution of.
