@@ -221,7 +221,8 @@ impl Boot {
         let log = self.suite.logs.join(format!("{test}.{}.log", std::process::id()));
         let mut config = machine_config(self.kernel, self.cpus, self.memory_mib);
         // Warnings too: whatever the kernel complains of ends the test.
-        config.command_line = config.command_line.replacen("quiet", "loglevel=5", 1);
+        // A kernel that has gone wrong is not waited for.
+        config.command_line = config.command_line.replacen("quiet", "loglevel=5 oops=panic", 1);
         for change in self.changes {
             change(&mut config);
         }
