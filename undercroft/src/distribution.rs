@@ -40,7 +40,6 @@ pub struct Distribution {
 pub(crate) struct Inner {
     pub(crate) guest: Arc<Guest>,
     id: u32,
-    own_network: bool,
     name: String,
     connection: Mutex<UnixStream>,
     next_session: AtomicU64,
@@ -130,7 +129,6 @@ impl Distribution {
     /// Asks mini-init for a launch, and waits until the distribution's init is ready.
     pub(crate) fn launch(guest: &Arc<Guest>, what: &LaunchOptions, given: Given) -> Result<Self> {
         let (board, name, id) = (&guest.board, what.name.as_str(), given.id);
-        let own_network = given.wire.is_some();
         let expected = Expected::new(board)?;
         board.update(|state| state.distributions.insert(id, Default::default()));
         let forget = Forget { board, id, armed: true };
@@ -175,7 +173,6 @@ impl Distribution {
         let inner = Inner {
             guest: guest.clone(),
             id,
-            own_network,
             name: name.into(),
             connection: Mutex::new(connection),
             next_session: AtomicU64::new(1),
@@ -215,11 +212,6 @@ impl Distribution {
     /// Its own configuration's default user (`user.default`): who sessions run as that name no user.
     pub fn default_user(&self) -> Option<String> {
         self.inner.guest.board.lock().distributions.get(&self.inner.id)?.user.clone()
-    }
-
-    /// Whether it has a network of its own.
-    pub fn own_network(&self) -> bool {
-        self.inner.own_network
     }
 
     /// Its number in this run of the VM, by which [`Port`](crate::network::ports::Port)s name it.

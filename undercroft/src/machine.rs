@@ -220,7 +220,7 @@ impl Machine {
     /// Has everybody who reaches this address of the host's reach the same port of a distribution's, as long as it listens there
     /// and as what this gives lasts.
     pub fn publish(&self, distribution: &Distribution, at: Endpoint) -> Result<Publication> {
-        self.network.publish(at, distribution.own_network().then(|| distribution.id()))
+        self.network.publish(at, distribution.id())
     }
 
     /// What distributions listen for, and where it is reached on the host.

@@ -50,7 +50,8 @@ pub(crate) use devices::INIT;
 use kernel::{Kernel, Linux};
 pub(crate) use layers::{BASE, Devices, OWN};
 
-/// The namespaces that are made with the child, whosever its users and its network are. The cgroup namespace follows, see [`child`].
+/// The namespaces that are made with the child, whosever its users and its network are. The cgroup namespace follows, see
+/// [`child`].
 const NAMESPACES: CloneFlags = CloneFlags::CLONE_NEWNS
     .union(CloneFlags::CLONE_NEWPID)
     .union(CloneFlags::CLONE_NEWUTS)

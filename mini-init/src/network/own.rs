@@ -28,7 +28,7 @@ const DRIVERS: [&str; 3] = ["veth", "nft_chain_nat", "nft_masq"];
 /// Switches that let packets through from one link to another.
 const FORWARDING: [&str; 2] = ["net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding"];
 
-/// Lays the wire of a distribution whose first process is this one, and enters its network for good.
+/// Lays the wire of the distribution whose first process is `init`; the calling process is in its network from then on.
 pub(crate) fn lay(id: u32, wire: &Wire, cgroup: impl AsFd, init: u32) -> Result<(), Failure> {
     for driver in DRIVERS {
         modprobe::load(driver).map_err(system(&format!("loading {driver}, for a network of its own")))?;

@@ -298,9 +298,9 @@ impl Network {
         NetworkStatus { mode, addresses, trouble: self.plan.trouble.clone().or(down) }
     }
 
-    /// Has everybody reach a port of this network's on the host.
-    pub(crate) fn publish(&self, at: Endpoint, network: Option<u32>) -> Result<Publication> {
-        self.ports.as_ref().ok_or(crate::Error::NoRelay { at })?.publish(at, network)
+    /// Has everybody reach a port of this distribution's on the host.
+    pub(crate) fn publish(&self, at: Endpoint, distribution: u32) -> Result<Publication> {
+        self.ports.as_ref().ok_or(crate::Error::NoRelay { at })?.publish(at, distribution)
     }
 
     pub(crate) fn ports(&self) -> Vec<Port> {

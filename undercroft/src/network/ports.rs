@@ -14,11 +14,11 @@ use std::{
         unix::net::UnixStream,
     },
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError, Weak,
         atomic::{AtomicU64, Ordering},
     },
     thread::JoinHandle,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -42,6 +42,8 @@ use crate::{
 
 /// Listeners of the host's at a time, at most.
 const LISTENERS_MAX: usize = 512;
+/// How long is waited until sockets that are not wanted any more are closed.
+const CLOSING: Duration = Duration::from_millis(200);
 /// Characters of a program's name; Linux has 15.
 const NAME_MAX: usize = 32;
 
@@ -118,6 +120,21 @@ impl Socket {
         match self {
             Self::Stream(listener) => listener.as_fd(),
             Self::Datagrams(socket) => socket.as_fd(),
+        }
+    }
+}
+
+/// A socket that is to be closed, and is when nobody holds it any more.
+enum Closing {
+    Any(Weak<Socket>),
+    Datagrams(Weak<UdpSocket>),
+}
+
+impl Closing {
+    fn is_held(&self) -> bool {
+        0 < match self {
+            Self::Any(socket) => socket.strong_count(),
+            Self::Datagrams(socket) => socket.strong_count(),
         }
     }
 }
@@ -200,8 +217,8 @@ impl Ports {
         Ok(Self { shared, threads: vec![accepter, listener] })
     }
 
-    /// Has everybody reach a port of this network's there, where that can be at all, as long as what this gives.
-    pub(crate) fn publish(&self, at: Endpoint, network: Option<u32>) -> Result<Publication> {
+    /// Has everybody reach a port of this distribution's there, where that can be at all, as long as what this gives.
+    pub(crate) fn publish(&self, at: Endpoint, distribution: u32) -> Result<Publication> {
         use ErrorKind::{AddrNotAvailable, PermissionDenied};
         match Socket::open(at) {
             Err(source) if matches!(source.kind(), AddrNotAvailable | PermissionDenied) => {
@@ -210,7 +227,7 @@ impl Ports {
             // That it is taken may be by what it takes the place of.
             _ => {}
         }
-        let number = self.shared.publish(Published { at, whose: Whose::Networks(network) });
+        let number = self.shared.publish(Published { at, whose: Whose::Distributions(distribution) });
         let publication = Publication { shared: self.shared.clone(), number };
         for trouble in self.shared.refresh() {
             publication.shared.relay.warn(trouble);
@@ -275,17 +292,26 @@ impl Shared {
         let told = self.told.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let published: Vec<Published> = self.published().iter().map(|(_, one)| *one).collect();
         let wanted = wanted(told, &self.ignored, &published);
-        // Closed before others are opened, which may be at the same port.
+        let mut closing = Vec::new();
         open.retain(|want, open| {
             let stays = wanted.contains_key(want);
-            if !stays
-                && let Some(Socket::Datagrams(socket)) = open.socket.as_deref()
-                && let Ok(address) = socket.local_addr()
-            {
-                self.flows.end(address);
+            if !stays && let Some(socket) = &open.socket {
+                if let (Socket::Datagrams(socket), Ok(address)) = (&**socket, socket.address()) {
+                    closing.push(Closing::Datagrams(Arc::downgrade(socket)));
+                    self.flows.end(address);
+                }
+                closing.push(Closing::Any(Arc::downgrade(socket)));
             }
             stays
         });
+        // Closed before others are opened, which may be at the same port: who accepts, and the flows, hold them still.
+        if !closing.is_empty() {
+            self.wake();
+            let end = Instant::now() + CLOSING;
+            while closing.iter().any(Closing::is_held) && Instant::now() < end {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        }
         let mut news = Vec::new();
         for (want, mut inside) in wanted {
             // The guest's words, which people see.

@@ -28,27 +28,27 @@ impl Want {
     }
 }
 
-/// What is published: where on the host, and in which networks its port is looked for.
+/// What is published: where on the host, and whose port.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Published {
     pub(super) at: Endpoint,
     pub(super) whose: Whose,
 }
 
-/// In which networks.
+/// Whose port is published.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Whose {
-    /// In all.
+    /// Whoever listens there.
     Anybodys,
-    /// In this distribution's own; in the VM's otherwise.
-    Networks(Option<u32>),
+    /// This distribution's alone, as soon as it is known that it is.
+    Distributions(u32),
 }
 
 impl Published {
     fn is_for(&self, listener: &Listener) -> bool {
         let is_its = match self.whose {
             Whose::Anybodys => true,
-            Whose::Networks(network) => network == listener.network,
+            Whose::Distributions(id) => [listener.distribution, listener.network].contains(&Some(id)),
         };
         let port = listener.at.address.port();
         is_its && self.at.transport == listener.at.transport && self.at.address.port() == port
@@ -159,6 +159,18 @@ mod tests {
         datagrams.at.transport = Transport::Udp;
         let wanted: Vec<_> = wanted(vec![datagrams], &[], &published).into_keys().collect();
         assert_eq!(wanted[0].outside.to_string(), "127.0.0.1:80/udp");
+    }
+
+    #[test]
+    fn what_is_published_of_one_is_not_the_others() {
+        let at = Endpoint::tcp("192.0.2.1:80".parse().unwrap());
+        let of = |id| Published { at, whose: Whose::Distributions(id) };
+        let count = |network, distribution, id| {
+            let listener = Listener { network, distribution, ..listener("0.0.0.0:80") };
+            wanted(vec![listener], &[], &[of(id)]).into_keys().filter(|want| want.is_published).count()
+        };
+        assert_eq!([count(None, Some(1), 1), count(None, Some(2), 1), count(None, None, 1)], [1, 0, 0]);
+        assert_eq!([count(Some(1), None, 1), count(Some(2), None, 1)], [1, 0]);
     }
 
     #[test]
