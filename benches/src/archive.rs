@@ -85,7 +85,7 @@ impl Archive {
 }
 
 /// The shared libraries that a program needs, its interpreter among them; none for a static one.
-fn libraries(program: &Path) -> Result<Vec<PathBuf>, Error> {
+pub(crate) fn libraries(program: &Path) -> Result<Vec<PathBuf>, Error> {
     let output = duct::cmd!("ldd", program)
         .env("LC_ALL", "C")
         .stdout_capture()

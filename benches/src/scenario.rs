@@ -56,6 +56,8 @@ pub struct Scenario {
 pub enum Contents {
     /// A busybox, with the small init: all parts are played.
     Busybox,
+    /// This tar, with the small init.
+    Tar(PathBuf),
     /// This tar, which asks for systemd: launches and what two idle ones take.
     Systemd(PathBuf),
 }
@@ -197,7 +199,7 @@ pub fn place(scenario: &Scenario, archive: &mut Archive, work: &Path) -> std::re
     archive.program(&scenario.vmm, VMM)?;
     disk_tools(archive)?;
     let tar = match &scenario.contents {
-        Contents::Systemd(tar) => tar.clone(),
+        Contents::Systemd(tar) | Contents::Tar(tar) => tar.clone(),
         Contents::Busybox => {
             let tar = work.join("busybox.tar");
             distribution(&tar)?;
@@ -213,7 +215,7 @@ pub fn place(scenario: &Scenario, archive: &mut Archive, work: &Path) -> std::re
         root: scenario.root,
         own_users: scenario.own_users,
         idle: scenario.idle,
-        systemd: scenario.contents != Contents::Busybox,
+        systemd: matches!(scenario.contents, Contents::Systemd(_)),
         patience: 1,
     })
 }

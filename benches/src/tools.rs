@@ -8,7 +8,7 @@ use std::{
 
 use undercroft_kernel_config::{Kernel, cache};
 
-use crate::{Error, machine::Machine};
+use crate::{Error, machine::Machine, peers::network::Programs};
 
 /// KVM's modules in the order to load them in. `kvm-amd` names `ccp` too, which only encrypted guests need.
 const KVM: [&str; 3] = ["virt/lib/irqbypass.ko", "arch/x86/kvm/kvm.ko", "arch/x86/kvm/kvm-amd.ko"];
@@ -60,6 +60,22 @@ pub fn product() -> Result<PathBuf, Error> {
 /// Builds the program that uses it.
 pub fn product_scenario() -> Result<PathBuf, Error> {
     built("undercroft-ruler-scenario", "undercroft-ruler-product")
+}
+
+/// Builds the program that connects to a guest's servers, and the simplest of these.
+pub fn traffic() -> Result<Programs, Error> {
+    Ok(Programs {
+        traffic: built("undercroft-ruler-scenario", "undercroft-ruler-traffic")?,
+        answerer: runner()?.with_file_name("undercroft-ruler-answerer"),
+    })
+}
+
+/// Where a program is on this host.
+pub(crate) fn in_path(program: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH")?;
+    // A normal user's PATH often lacks these two.
+    let mut places = std::env::split_paths(&path).chain(["/usr/sbin".into(), "/sbin".into()]);
+    places.find_map(|place| Some(place.join(program)).filter(|program| program.is_file()))
 }
 
 /// Builds a benchmark of this crate's, and gives its program.

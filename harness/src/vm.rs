@@ -365,8 +365,10 @@ impl Vm {
         }
         let path = self.suite.base(archive)?;
         if !path.exists() {
-            // Under a name that is this test's: another test may make the same at the same time, and either will do.
-            let made = path.with_extension(format!("{}.partial", std::process::id()));
+            // In a folder that is this test's: another may make the same at the same time, and either will do. Process ids
+            // would not tell them apart, because each lab has its own.
+            let folder = tempfile::tempdir_in(&self.suite.bases)?;
+            let made = folder.path().join("base");
             let address = self.check(self.try_import(&made, archive))?;
             self.check(self.machine().detach_disk(address))?;
             fs::rename(&made, &path)?;

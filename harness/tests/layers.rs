@@ -1,5 +1,7 @@
 //! A base beneath several distributions: what is shared is shared, and what is changed is changed for one only.
 
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
+
 use rstest::rstest;
 use tar::EntryType;
 use undercroft_harness::{
@@ -12,9 +14,8 @@ use undercroft_harness::{
 /// MiB of the file that one distribution reads for the other.
 const LARGE: usize = 24;
 
-/// A busybox distribution with what a layer can get wrong.
+/// A busybox distribution with what a layer can get wrong. It is named by what is in it, so that its base can be kept.
 fn archive(suite: &Suite) -> Result<std::path::PathBuf, Failure> {
-    let path = suite.logs.join(format!("layers-{}.tar", std::process::id()));
     // Nothing that a file system could make less of.
     let mut state = 1_u32;
     let noise: Vec<u8> = std::iter::repeat_with(|| {
@@ -24,7 +25,7 @@ fn archive(suite: &Suite) -> Result<std::path::PathBuf, Failure> {
     .take(LARGE << 20)
     .collect();
     let capability = [1, 0, 0, 2, 0, 0x20, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
-    Archive::busybox("for layers")?
+    let bytes = Archive::busybox("for layers")?
         .directory("data", Meta::mode(0o750).owner(7, 8))?
         .text("data/one", "one\n")?
         .hard_link("data/two", "data/one")?
@@ -35,7 +36,16 @@ fn archive(suite: &Suite) -> Result<std::path::PathBuf, Failure> {
         .pax(&[("SCHILY.xattr.user.colour", b"blue"), ("SCHILY.xattr.security.capability", &capability)])?
         .file("data/marked", b"#!/bin/sh\n", Meta::mode(0o755))?
         .file("large", &noise, Meta::mode(0o644))?
-        .write(&path)?;
+        .bytes()?;
+    let mut hasher = DefaultHasher::new();
+    bytes.hash(&mut hasher);
+    let path = suite.bases.join(format!("layers-{:016x}.tar", hasher.finish()));
+    if !path.exists() {
+        let folder = tempfile::tempdir_in(&suite.bases)?;
+        let made = folder.path().join("layers.tar");
+        std::fs::write(&made, bytes)?;
+        std::fs::rename(&made, &path)?;
+    }
     Ok(path)
 }
 

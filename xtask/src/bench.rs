@@ -11,7 +11,11 @@ use anyhow::Context as _;
 use undercroft_benches::{
     archive::Archive,
     machine::Machine,
-    peers::{containers, monitors, report::Report, systemd},
+    peers::{
+        containers, monitors, network,
+        report::{self, Report},
+        systemd,
+    },
     scenario::{self, Scenario, Setting},
     tools,
 };
@@ -47,16 +51,19 @@ pub(crate) struct Arguments {
     /// write docs/performance.md.
     #[arg(long)]
     peers: bool,
+    /// Only put others beside us in traffic at localhost, and print it.
+    #[arg(long, conflicts_with = "peers")]
+    traffic: bool,
     /// The guest's kernel in place of the tuned one (a vmlinux).
     #[arg(long, value_name = "PATH")]
     kernel: Option<PathBuf>,
     /// Only benchmarks whose name contains this.
-    #[arg(conflicts_with = "peers")]
+    #[arg(conflicts_with_all = ["peers", "traffic"])]
     filter: Option<String>,
 }
 
 pub(crate) fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
-    let Arguments { peers: with_peers, kernel, filter } = arguments;
+    let Arguments { peers: with_peers, traffic: only_traffic, kernel, filter } = arguments;
     let started = Instant::now();
     packages::ensure_all(&[Group::Disk, Group::Tests])?;
     let kernel = match kernel {
@@ -68,6 +75,10 @@ pub(crate) fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
     let scenario = prepare(kernel, &work)?;
     let status = if with_peers {
         peers(&scenario, &work)?;
+        ExitCode::SUCCESS
+    } else if only_traffic {
+        packages::ensure(Group::Lab)?;
+        println!("{}", report::traffic(&traffic(&tools::machine()?, &scenario, &work)?));
         ExitCode::SUCCESS
     } else {
         benchmarks(&scenario, filter.as_deref(), &work)?
@@ -166,6 +177,7 @@ fn peers(scenario: &Scenario, work: &Path) -> anyhow::Result<()> {
     let cache = undercroft_kernel_config::cache::dir()?;
     let debian = crate::boot::debian::archive(&cache, "bookworm")?;
     let (with_systemd, debian) = systemd::rows(&machine, scenario, &debian, work)?;
+    let traffic = traffic(&machine, scenario, work)?;
     for row in containers.iter().chain(&monitors).chain(&with_systemd) {
         if let Err(reason) = &row.counts {
             eprintln!("{} {reason}", row.name);
@@ -176,6 +188,7 @@ fn peers(scenario: &Scenario, work: &Path) -> anyhow::Result<()> {
         containers: &containers,
         monitors: &monitors,
         systemd: &with_systemd,
+        traffic: &traffic,
         scenario: &life,
         debian: &debian,
         root: format!(
@@ -191,6 +204,19 @@ fn peers(scenario: &Scenario, work: &Path) -> anyhow::Result<()> {
     fs::write(&path, report.text()).with_context(|| format!("cannot write {}", path.display()))?;
     println!("{}", path.display());
     Ok(())
+}
+
+/// Who carries traffic from the host's loopback to a guest, and what it takes.
+fn traffic(machine: &Machine, scenario: &Scenario, work: &Path) -> anyhow::Result<Vec<network::Row>> {
+    eprintln!("connecting to servers in guests; some minutes");
+    packages::ensure(Group::Peers)?;
+    let rows = network::rows(machine, scenario, &tools::traffic()?, work)?;
+    for row in &rows {
+        if let Err(reason) = &row.counts {
+            eprintln!("{}: {reason}", row.name);
+        }
+    }
+    Ok(rows)
 }
 
 /// When, of which commit, with which programs.

@@ -26,6 +26,8 @@ pub(crate) enum Group {
     Disk,
     /// Distributions that tests make themselves.
     Tests,
+    /// Putting others beside us.
+    Peers,
 }
 
 /// Something that is used, and the package that Debian has it in.
@@ -49,6 +51,7 @@ impl Group {
             Self::Debian => "make a Debian root file system",
             Self::Disk => "make a file system",
             Self::Tests => "make a small distribution for tests",
+            Self::Peers => "put others beside us",
         }
     }
 
@@ -101,6 +104,7 @@ impl Group {
                     ]
                 }
             }
+            Self::Peers => const { &[need(&["/usr/bin/iperf3"], "iperf3")] },
         }
     }
 

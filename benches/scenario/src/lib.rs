@@ -3,6 +3,7 @@
 //! benchmarks wherever they run.
 
 pub mod product;
+pub mod traffic;
 
 use std::{
     error::Error,
@@ -12,7 +13,9 @@ use std::{
 };
 
 use serde::{Deserialize, Serialize};
-use undercroft::{Archive, DiskAddress, Distribution, LaunchOptions, Machine, MachineOptions, NewDisk, Root};
+use undercroft::{
+    Archive, DiskAddress, Distribution, LaunchOptions, Machine, MachineOptions, NetworkOptions, NewDisk, Root,
+};
 use undercroft_ruler_runner::residence;
 use undercroft_vmm::MachineConfig;
 
@@ -73,14 +76,19 @@ pub struct Stage {
 }
 
 impl Stage {
-    /// Starts the machine.
+    /// Starts the machine, without a network.
     pub fn start(setting: &Setting) -> Result<Self> {
+        Self::start_with(setting, NetworkOptions::default())
+    }
+
+    /// Starts the machine.
+    pub fn start_with(setting: &Setting, network: NetworkOptions) -> Result<Self> {
         let options = MachineOptions {
             vmm: setting.vmm.clone(),
             config: setting.config.clone(),
             modules_disk: setting.modules_disk.clone(),
             console_log: None,
-            network: Default::default(),
+            network,
             folders: Default::default(),
             patience: setting.patience,
         };

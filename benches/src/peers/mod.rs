@@ -5,6 +5,7 @@
 
 pub mod containers;
 pub mod monitors;
+pub mod network;
 pub mod report;
 pub mod systemd;
 
@@ -17,6 +18,7 @@ use crate::{
     archive::Archive,
     counts::{Counts, Span},
     machine::{Machine, Repetition},
+    tools,
 };
 
 /// Seconds of the machine's time for one start.
@@ -56,10 +58,7 @@ pub struct Row {
 impl Peer {
     /// Where it is on this host.
     fn found(&self) -> Option<PathBuf> {
-        let path = std::env::var_os("PATH")?;
-        // A normal user's PATH often lacks these two.
-        let mut places = std::env::split_paths(&path).chain(["/usr/sbin".into(), "/sbin".into()]);
-        places.find_map(|place| Some(place.join(self.program)).filter(|program| program.is_file()))
+        tools::in_path(self.program)
     }
 
     /// Puts it into the archive; gives what the machine is to run.

@@ -17,8 +17,8 @@ use crate::{
 /// Guest memory in MiB.
 pub const MEMORY_MIB: u64 = 256;
 
-const KERNEL: &str = "/vmlinux";
-const INITRAMFS: &str = "/guest";
+pub(super) const KERNEL: &str = "/vmlinux";
+pub(super) const INITRAMFS: &str = "/guest";
 const FIRECRACKER: &str = "/firecracker.json";
 
 /// Debian's firmware that does only what a direct boot needs.
@@ -72,7 +72,7 @@ fn ours(
     Ok(names.into_iter().zip(results).map(row).collect())
 }
 
-fn qemu(line: &str) -> Peer {
+pub(super) fn qemu(line: &str) -> Peer {
     let words = "-accel kvm -cpu host -M microvm,acpi=off,rtc=on -nodefaults -no-user-config -display none -no-reboot \
                  -serial file:/run/console -bios /usr/share/qemu/qboot.rom -kernel /vmlinux -initrd /guest";
     let mut arguments: Vec<String> = words.split_whitespace().map(String::from).collect();

@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use super::Row;
+use super::{Row, network};
 use crate::{counts::Counts, scenario};
 
 const TEMPLATE: &str = include_str!("performance.md.in");
@@ -18,6 +18,8 @@ pub struct Report<'a> {
     pub monitors: &'a [Row],
     /// A Debian with systemd, from the launch to its last job.
     pub systemd: &'a [Row],
+    /// Who carries traffic from the host's loopback to a guest.
+    pub traffic: &'a [network::Row],
     /// Our own parts.
     pub scenario: &'a scenario::Result,
     /// Our own parts with that Debian.
@@ -37,6 +39,7 @@ impl Report<'_> {
             .replace("{{containers}}", &table(&containers))
             .replace("{{monitors}}", &table(self.monitors))
             .replace("{{systemd}}", &table(self.systemd))
+            .replace("{{traffic}}", &traffic(self.traffic))
             .replace("{{parts}}", &self.parts())
             .replace("{{steps}}", &self.steps())
             .replace("{{values}}", &self.values())
@@ -130,6 +133,48 @@ fn line(text: &mut String, name: &str, what: &str, counts: &Counts) {
     );
 }
 
+/// A table for each kind of traffic, in thousands for one MiB or connection; the cheapest first.
+pub fn traffic(rows: &[network::Row]) -> String {
+    let kinds = [
+        ("a MiB to the guest", network::MEBIBYTES),
+        ("a MiB from the guest", network::MEBIBYTES),
+        ("a connection", network::CONNECTIONS),
+    ];
+    let mut text = String::new();
+    for (at, (kind, number)) in kinds.into_iter().enumerate() {
+        let measured = rows.iter().filter_map(|row| Some((row, row.counts.as_ref().ok()?[at])));
+        let mut measured: Vec<_> = measured.collect();
+        measured.sort_by_key(|(_, counts)| counts.total());
+        text.push_str(&HEAD.replace("{what}", kind).replace("M in all", "thousands in all"));
+        for (row, counts) in measured {
+            let each = |count: u64| thousands(count, number);
+            let shares: Vec<String> = counts.shares().iter().map(|(_, count)| each(*count)).collect();
+            let entries = counts.vmruns as f64 / f64::from(number);
+            let _ = writeln!(
+                text,
+                "| **{}**: {} | {} | {} | {entries:.2} |",
+                row.name,
+                row.what,
+                each(counts.total()),
+                shares.join(" | ")
+            );
+        }
+        text.push('\n');
+    }
+    for row in rows {
+        if let Err(reason) = &row.counts {
+            let _ =
+                writeln!(text, "Not measured: {}: {}.", row.name, reason.lines().next().unwrap_or_default());
+        }
+    }
+    text
+}
+
+fn thousands(count: u64, parts: u32) -> String {
+    let each = count as f64 / f64::from(parts) / 1e3;
+    if each < 10.0 { format!("{each:.2}") } else { format!("{each:.0}") }
+}
+
 /// Three significant digits or so.
 fn millions(count: u64) -> String {
     let millions = count as f64 / 1e6;
@@ -170,6 +215,7 @@ mod tests {
             containers: &[],
             monitors: &[],
             systemd: &[],
+            traffic: &[],
             scenario: &scenario::Result::default(),
             debian: &scenario::Result::default(),
             root: "flat".into(),

@@ -12,7 +12,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 /// Any change to a frame's bytes changes this.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 
 /// Bytes that a sender may have under way on one stream of one command before it hears that they were consumed.
 pub const WINDOW: u32 = 256 << 10;
@@ -93,6 +93,10 @@ pub enum Message {
     Down,
     /// Client → broker: a newer lab replaces this one; end as soon as no command runs.
     Retire,
+    /// Broker → agent: are you there?
+    Ping,
+    /// Agent → broker: yes.
+    Pong,
 }
 
 /// A command to run.

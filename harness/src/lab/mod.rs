@@ -81,6 +81,21 @@ pub struct Lab {
 }
 
 impl Lab {
+    /// The log of L1's console: what its kernel complains of.
+    pub fn console(&self) -> PathBuf {
+        self.folder.join(undercroft_lab::launch::CONSOLE)
+    }
+
+    /// Ends it, unless something runs in it: then it ends with that.
+    pub fn retire(&self) {
+        start::retire(&self.folder);
+    }
+
+    /// Ends it, with what runs in it.
+    pub fn end(&self) -> Result<(), LabError> {
+        start::end(&self.folder)
+    }
+
     /// A command to run in the lab: here, as this user, with what of this environment belongs to it.
     pub fn command<I: IntoIterator<Item = A>, A: AsRef<OsStr>>(&self, argv: I) -> Command<'static> {
         Command {

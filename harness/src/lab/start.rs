@@ -178,12 +178,26 @@ fn end_silent(folder: &Path) {
 fn retire_others(labs: &Path, siblings: &str) {
     let sibling = |f: &PathBuf| f.file_name().is_some_and(|n| n.to_string_lossy().starts_with(siblings));
     for folder in folders(labs).into_iter().filter(|f| !sibling(f)) {
-        match client::connect(&folder).map(|s| Pump::new(s.into())) {
-            Ok(Ok(mut pump)) => {
-                pump.say(0, Message::Retire);
-                let _ = pump.flush();
-            }
-            _ => drop(fs::remove_dir_all(&folder)),
+        if !say_retire(&folder) {
+            let _ = fs::remove_dir_all(&folder);
+        }
+    }
+}
+
+/// Whether there is a lab to hear it.
+fn say_retire(folder: &Path) -> bool {
+    let Ok(Ok(mut pump)) = client::connect(folder).map(|s| Pump::new(s.into())) else { return false };
+    pump.say(0, Message::Retire);
+    let _ = pump.flush();
+    true
+}
+
+/// Has a lab end as soon as nothing runs in it, and waits for that a while.
+pub(super) fn retire(folder: &Path) {
+    let end = Instant::now() + Duration::from_secs(5);
+    if say_retire(folder) {
+        while client::connect(folder).is_ok() && Instant::now() < end {
+            std::thread::sleep(Duration::from_millis(50));
         }
     }
 }
@@ -209,14 +223,22 @@ pub fn down() -> Result<usize, LabError> {
     let _lock = cache::lock(&labs.join("lock"))?;
     let mut ended = 0;
     for folder in folders(&labs) {
-        let Ok(stream) = client::connect(&folder) else { continue };
-        let mut pump = Pump::new(stream.into()).map_err(LabError::at("connecting to the lab"))?;
-        pump.say(0, Message::Down);
-        // The connection closes when the broker has ended, which is after QEMU has.
-        let _ = answer(&mut pump, Duration::from_secs(20));
-        ended += 1;
+        if client::connect(&folder).is_ok() {
+            end(&folder)?;
+            ended += 1;
+        }
     }
     Ok(ended)
+}
+
+/// Ends the lab in that folder, if it is up.
+pub(super) fn end(folder: &Path) -> Result<(), LabError> {
+    let Ok(stream) = client::connect(folder) else { return Ok(()) };
+    let mut pump = Pump::new(stream.into()).map_err(LabError::at("connecting to the lab"))?;
+    pump.say(0, Message::Down);
+    // The connection closes when the broker has ended, which is after QEMU has.
+    let _ = answer(&mut pump, Duration::from_secs(20));
+    Ok(())
 }
 
 fn number(variable: &str) -> Option<u64> {

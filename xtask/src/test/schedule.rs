@@ -5,7 +5,7 @@ use std::{
     path::{Path, PathBuf},
     process::{Command, Stdio},
     sync::{Mutex, PoisonError},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use anyhow::Context;
@@ -36,9 +36,13 @@ pub(super) fn run(jobs: Vec<Job>, in_lab: bool, environment: &Environment) -> an
     let failed = Mutex::new(Vec::new());
     let workers = workers(in_lab);
     let worker = |number: usize| -> anyhow::Result<()> {
+        let mut lab_since = Instant::now();
         loop {
             let next = queue.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
             let Some((at, job)) = next else { return Ok(()) };
+            if in_lab {
+                refresh(number, &mut lab_since)?;
+            }
             let start = Instant::now();
             let (good, output) =
                 if in_lab { there(&job, number, environment)? } else { here(&job, environment)? };
@@ -63,6 +67,17 @@ pub(super) fn run(jobs: Vec<Job>, in_lab: bool, environment: &Environment) -> an
     failed.sort();
     println!("guests: {} passed, {} failed", total - failed.len(), failed.len());
     Ok(failed)
+}
+
+/// Ends a lab that has run for long: QEMU keeps what it has translated, of guests that are long gone too, and gets slower by it
+/// (docs/decisions.md). A new one takes five seconds.
+fn refresh(number: usize, since: &mut Instant) -> anyhow::Result<()> {
+    const LONG: Duration = Duration::from_secs(300);
+    if since.elapsed() > LONG {
+        lab::ensure_nth(number).context("starting a lab")?.retire();
+        *since = Instant::now();
+    }
+    Ok(())
 }
 
 /// A lab holds one CPU and up to 4 GiB.
@@ -91,32 +106,49 @@ fn here(job: &Job, environment: &Environment) -> anyhow::Result<(bool, String)> 
     Ok((output.status.success(), text(&output.stdout, &output.stderr)))
 }
 
-/// A lab that dies under a test, or whose emulated processor does what none does, says nothing of the test: it is run again,
-/// once.
+/// A lab that dies under a test, or whose emulated processor went wrong, says nothing of the test: it is run again, once, in a
+/// new lab. What was seen is printed.
 fn there(job: &Job, number: usize, environment: &Environment) -> anyhow::Result<(bool, String)> {
-    let mut lost = 0;
+    let mut lost = false;
     loop {
         let lab = lab::ensure_nth(number).context("starting a lab")?;
+        let before = std::fs::metadata(lab.console()).map_or(0, |m| m.len() as usize);
         let argv = std::iter::once(job.path.as_os_str()).chain(arguments(job).map(AsRef::as_ref));
-        match lab.command(argv).envs(environment.iter().cloned()).stdin_null().output() {
+        let why = match lab.command(argv).envs(environment.iter().cloned()).stdin_null().output() {
             Ok(output) => {
-                let (good, text) = (output.ended.code() == 0, text(&output.stdout, &output.stderr));
-                if good || lost > 0 || !has_impossible_flags(&text) {
-                    return Ok((good, text));
+                let mut text = text(&output.stdout, &output.stderr);
+                if output.ended.code() == 0 {
+                    return Ok((true, text));
                 }
-                println!(
-                    "{}: {}: the emulated processor went wrong (flags that no processor has); once more\n{text}",
-                    job.binary, job.test
-                );
-                lost += 1;
+                let console = std::fs::read(lab.console()).unwrap_or_default();
+                if let Some(said) = console.get(before..).filter(|said| !said.is_empty()) {
+                    text.push_str("\n  the lab's own kernel said meanwhile:\n");
+                    text.push_str(&String::from_utf8_lossy(said));
+                }
+                match fault(&text).filter(|_| !lost) {
+                    None => return Ok((false, text)),
+                    Some(fault) => {
+                        lab.end().context("ending a lab")?;
+                        format!("{fault}\n{text}")
+                    }
+                }
             }
-            Err(error @ (LabError::Lost { .. } | LabError::Connection(_))) if lost == 0 => {
-                println!("{}: {}: {error}; once more in a new one", job.binary, job.test);
-                lost += 1;
-            }
+            Err(error @ (LabError::Lost { .. } | LabError::Connection(_))) if !lost => error.to_string(),
             Err(error) => return Err(error).context("running a test in the lab"),
-        }
+        };
+        println!("{}: {}: once more in a new lab, because: {why}", job.binary, job.test);
+        lost = true;
     }
+}
+
+/// What shows that an emulated processor went wrong, and not the guest. A stall is a guess: a machine that loses a processor's
+/// timer by our fault looks the same, and does so again.
+fn fault(output: &str) -> Option<&'static str> {
+    if has_impossible_flags(output) {
+        return Some("a processor showed flags that no processor has");
+    }
+    let stalled = ["self-detected stall on CPU", "detected stalls on CPUs"];
+    stalled.iter().any(|s| output.contains(s)).then_some("a processor stood still")
 }
 
 /// Whether a guest's kernel has shown flags of which bits are set that are always 0, or not the one that is always 1 (AMD64

@@ -179,6 +179,7 @@ impl Agent {
                     Err(reason) => self.port.say(n, Message::Refused(reason)),
                 }
             }
+            Payload::Message(Message::Ping) => self.port.say(n, Message::Pong),
             Payload::Message(message) => {
                 if let Some(command) = self.commands.get_mut(&n) {
                     command.obey(n, &message, &mut self.port);

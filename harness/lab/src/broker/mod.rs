@@ -186,6 +186,9 @@ impl Lab {
                     Over::Signals => {}
                     Over::Idle => return "nothing to do for a while, the lab ends".into(),
                     Over::Asked => return "asked to end".into(),
+                    Over::Silent(silence) => {
+                        return format!("the agent has said nothing for {} seconds", silence.as_secs());
+                    }
                     Over::Broken(e) => return format!("the connection to the agent: {e}"),
                 }
             }

@@ -14,14 +14,9 @@ use super::BrokerError;
 
 /// L1's kernel command line, but for the number. `initcall_blacklist` and `cryptomgr.notests` leave out what takes long in
 /// software and is of no use here: jitter entropy, built-in certificates, BPF's and tracing's self-tests.
-const COMMAND_LINE: &str = "console=ttyS0 panic=-1 nokaslr mitigations=off quiet loglevel=4 cryptomgr.notests \
+const COMMAND_LINE: &str = "console=ttyS0 panic=-1 nokaslr mitigations=off quiet loglevel=5 cryptomgr.notests \
     initcall_blacklist=jent_mod_init,load_system_certificate_list,bpf_tcp_ca_kfunc_init,bpf_dummy_struct_ops_init,\
     trace_eval_init,init_kprobe_trace";
-
-/// QEMU's memory for translated code. Full, it is emptied whole, and that is what we want: every write to a page that ever
-/// held code walks the list of all that was translated from it, also of programs that ended long ago. QEMU's own choice is
-/// 1024, which a test run never fills. docs/decisions.md has what was measured.
-const TRANSLATIONS_MIB: u32 = 96;
 
 /// QEMU and its file servers.
 pub(crate) struct Machine {
@@ -199,7 +194,7 @@ fn source_option(path: &Path) -> std::ffi::OsString {
 
 fn arguments(command: &mut Command, launch: &Launch, nonce: &str, port: i32, files: &[(String, UnixStream)]) {
     let memory = launch.memory_mib;
-    command.args(["-accel", &format!("tcg,thread=multi,tb-size={TRANSLATIONS_MIB}"), "-cpu", "max"]);
+    command.args(["-accel", "tcg,thread=multi", "-cpu", "max"]);
     command.args(["-smp", &launch.cpus.to_string(), "-m", &memory.to_string()]);
     command.args(["-M", "q35,vmport=off,smbus=off,sata=off,usb=off,memory-backend=mem"]);
     // Shared, because the file servers write into L1's memory.

@@ -13,6 +13,13 @@ use undercroft_lab::launch::{CONSOLE, Launch};
 use undercroft_lab::pump::{Pump, PumpError};
 use undercroft_lab::wire::{Frame, Message, Payload, Report, VERSION};
 
+/// How often the agent is asked whether it is there. A question is an interrupt for L1, too.
+const HEARTBEAT: Duration = Duration::from_secs(10);
+
+/// How long the agent may say nothing, asked: an emulated processor that has lost its timer stands still for minutes. PID 1 of
+/// L1 has nothing else to do than to answer, but its machine may be very busy.
+const SILENCE: Duration = Duration::from_secs(90);
+
 /// Why a turn was the last one; or that a signal came, which is for the caller.
 pub(crate) enum Over {
     /// The signalfd has something.
@@ -21,6 +28,8 @@ pub(crate) enum Over {
     Idle,
     /// A client asked for the end.
     Asked,
+    /// The agent answers no more, for so long.
+    Silent(Duration),
     /// The agent's connection failed.
     Broken(PumpError),
 }
@@ -45,6 +54,9 @@ pub(crate) struct Relay {
     identity: String,
     idle: Duration,
     last_used: Instant,
+    /// When the agent was last heard, and last asked.
+    heard: Instant,
+    asked: Instant,
     retired: bool,
     report: Report,
     begun: Instant,
@@ -76,6 +88,8 @@ impl Relay {
             identity: launch.identity.clone(),
             idle: Duration::from_secs(launch.idle_seconds),
             last_used: Instant::now(),
+            heard: Instant::now(),
+            asked: Instant::now(),
             retired: false,
             report,
             begun,
@@ -84,7 +98,8 @@ impl Relay {
 
     /// Waits for something to happen, and hands on what came.
     pub(crate) fn turn(&mut self, signals: &SignalFd) -> Result<(), Over> {
-        let timeout = self.time_left()?;
+        let timeout = self.time_left()?.min(self.heartbeat()?);
+        let timeout = PollTimeout::try_from(timeout + Duration::from_millis(1)).unwrap_or(PollTimeout::MAX);
         let mut fds = vec![
             PollFd::new(self.agent.as_fd(), interest(&self.agent)),
             PollFd::new(self.listener.as_fd(), PollFlags::POLLIN),
@@ -121,13 +136,25 @@ impl Relay {
     }
 
     /// How long to wait for a client.
-    fn time_left(&self) -> Result<PollTimeout, Over> {
+    fn time_left(&self) -> Result<Duration, Over> {
         if !self.clients.is_empty() {
-            return Ok(PollTimeout::NONE);
+            return Ok(Duration::MAX);
         }
-        let left =
-            self.idle.checked_sub(self.last_used.elapsed()).filter(|_| !self.retired).ok_or(Over::Idle)?;
-        Ok(PollTimeout::try_from(left + Duration::from_millis(1)).unwrap_or(PollTimeout::MAX))
+        self.idle.checked_sub(self.last_used.elapsed()).filter(|_| !self.retired).ok_or(Over::Idle)
+    }
+
+    /// Asks the agent whether it is there, when it is time to; gives how long until then.
+    fn heartbeat(&mut self) -> Result<Duration, Over> {
+        let silence = self.heard.elapsed();
+        if silence > SILENCE {
+            return Err(Over::Silent(silence));
+        }
+        if self.asked.elapsed() >= HEARTBEAT {
+            self.agent.say(0, Message::Ping);
+            self.agent.flush().map_err(Over::Broken)?;
+            self.asked = Instant::now();
+        }
+        Ok(HEARTBEAT.saturating_sub(self.asked.elapsed()))
     }
 
     fn accept(&mut self) {
@@ -144,6 +171,7 @@ impl Relay {
         if !self.agent.fill(1 << 20)? {
             return Err(std::io::Error::from(std::io::ErrorKind::UnexpectedEof).into());
         }
+        self.heard = Instant::now();
         while let Some(frame) = self.agent.next()? {
             // None is a client that has gone while its command was being killed.
             let Some(client) = self.clients.get_mut(&frame.channel) else { continue };
