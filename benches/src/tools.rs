@@ -31,7 +31,7 @@ pub fn root() -> PathBuf {
 pub fn machine() -> Result<Machine, Error> {
     let kernel = undercroft_kernel_config::stock()?;
     Ok(Machine {
-        modules: kvm_modules(&kernel)?,
+        modules: modules(&kernel, "ruler", "kvm", &KVM)?,
         kernel: kernel.image,
         plugin: built("undercroft-ruler", "libundercroft_ruler.so")?,
         runner: runner()?,
@@ -141,11 +141,18 @@ fn cargo(arguments: &[&str], rustflags: Option<&str>) -> Result<(), Error> {
     })
 }
 
-/// KVM's modules, taken out of the kernel's modules disk once.
-fn kvm_modules(kernel: &Kernel) -> Result<Vec<PathBuf>, Error> {
+/// Modules of a kernel, by their paths beneath its `kernel` folder, taken out of its modules disk once; in the same order.
+/// None of a kernel that has no such disk.
+pub(crate) fn modules(
+    kernel: &Kernel,
+    group: &str,
+    set: &str,
+    paths: &[&str],
+) -> Result<Vec<PathBuf>, Error> {
     let Some(disk) = &kernel.modules_disk else { return Ok(Vec::new()) };
-    let directory = cache::obtain("ruler", &format!("kvm-{}", kernel.release), |directory| {
-        for module in KVM {
+    let identity = kernel.image.parent().and_then(Path::file_name).unwrap_or_default().to_string_lossy();
+    let directory = cache::obtain(group, &format!("{set}-{identity}"), |directory| {
+        for module in paths {
             let out = directory.join(Path::new(module).file_name().unwrap_or_default());
             dump(disk, &format!("/lib/modules/{}/kernel/{module}", kernel.release), &out).map_err(
                 |source| undercroft_kernel_config::Error::Io { doing: "extract", path: out, source },
@@ -153,7 +160,7 @@ fn kvm_modules(kernel: &Kernel) -> Result<Vec<PathBuf>, Error> {
         }
         Ok(())
     })?;
-    Ok(KVM.iter().map(|module| directory.join(Path::new(module).file_name().unwrap_or_default())).collect())
+    Ok(paths.iter().map(|module| directory.join(Path::new(module).file_name().unwrap_or_default())).collect())
 }
 
 /// Copies a file out of an ext4 image.

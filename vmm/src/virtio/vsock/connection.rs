@@ -86,6 +86,9 @@ pub(super) struct Connection {
     guest_buffer: u32,
     guest_forwarded: u32,
     asked_for_credit: bool,
+    /// How many of the guest's buffers are looked at for the next piece. It doubles as long as all are filled: to look at one
+    /// takes as long as to fill a part of it, and most of what is said is short.
+    appetite: usize,
 
     /// Which directions each side has ended ([`packet::SHUTDOWN_SEND`], [`packet::SHUTDOWN_RECEIVE`]).
     guest_shutdown: u32,
@@ -115,10 +118,21 @@ impl Connection {
             guest_buffer: 0,
             guest_forwarded: 0,
             asked_for_credit: false,
+            appetite: 1,
             guest_shutdown: 0,
             host_shutdown: 0,
             is_end_passed_on: false,
         }
+    }
+
+    /// How many of the guest's buffers to take at most, of `most`.
+    pub(super) fn appetite(&self, most: usize) -> usize {
+        self.appetite.min(most)
+    }
+
+    /// Takes note of how many of the buffers that were taken were filled.
+    pub(super) fn note_filled(&mut self, filled: usize, taken: usize, most: usize) {
+        self.appetite = if filled == taken { (2 * taken).clamp(1, most) } else { filled + 1 };
     }
 
     /// Bytes of memory that are held for the socket, filled or not.

@@ -368,9 +368,10 @@ impl Multiplexer {
         }
         let mut credit = u64::from(connection.credit());
         let mut room = Buffers::new();
-        let mut chains = Vec::with_capacity(CHAINS);
+        let appetite = connection.appetite(CHAINS);
+        let mut chains = Vec::with_capacity(appetite);
         let mut first = Some(chain);
-        while credit > 0 && chains.len() < CHAINS {
+        while credit > 0 && chains.len() < appetite {
             let Some(chain) = first.take().or_else(|| self.receive.pop()) else { break };
             if !can_hold_data(&chain) {
                 self.receive.unpop();
@@ -401,6 +402,7 @@ impl Multiplexer {
                     let header = connection.header(self.cid, packet::OP_RW, 0, length);
                     write_header(&mut self.receive, memory, chain, &header, length);
                 }
+                connection.note_filled(used, chains.len(), CHAINS);
                 self.settle(token, Fate::Live);
                 used
             }
