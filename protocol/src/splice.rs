@@ -4,16 +4,27 @@
 
 use std::io::{self, ErrorKind, Read, Write};
 
-/// Bytes that may be on their way: what was read and is not yet written. A reader that does not read makes the writer wait.
-const ROOM: usize = 32 << 10;
+/// What is read at once, in bytes, which is the most that one direction holds: what was read and not yet written. A reader that
+/// does not read makes the writer wait. It is vsock's longest packet, too (VIRTIO_VSOCK_MAX_PKT_BUF_SIZE, linux/virtio_vsock.h).
+const ROOM: usize = 64 << 10;
 /// After so many bytes others have a turn.
 const TURN: usize = 256 << 10;
+
+/// Room to read into: one for all that a thread passes on, because only what cannot be written at once has to be kept.
+#[derive(Debug)]
+pub struct Scratch(Box<[u8]>);
+
+impl Default for Scratch {
+    fn default() -> Self {
+        Self(vec![0; ROOM].into())
+    }
+}
 
 /// One direction.
 #[derive(Debug, Default)]
 pub struct Splice {
-    /// There is none as long as nothing is on its way.
-    buffer: Vec<u8>,
+    /// What was read and could not be written.
+    rest: Vec<u8>,
     written: usize,
     has_ended: bool,
 }
@@ -24,45 +35,47 @@ impl Splice {
     ///
     /// # Errors
     /// Either stream's, but `WouldBlock`. What was read is lost then.
-    pub fn advance(&mut self, mut from: impl Read, mut to: impl Write) -> io::Result<bool> {
+    pub fn advance(
+        &mut self,
+        mut from: impl Read,
+        mut to: impl Write,
+        scratch: &mut Scratch,
+    ) -> io::Result<bool> {
         let mut moved = 0;
         loop {
             while self.wants_to_write() {
-                match to.write(&self.buffer[self.written..]) {
-                    Ok(0) => return Err(ErrorKind::WriteZero.into()),
-                    Ok(count) => self.written += count,
-                    Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                    Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(false),
-                    Err(error) => return Err(error),
-                }
+                let Some(count) = write(&mut to, &self.rest[self.written..])? else { return Ok(false) };
+                self.written += count;
             }
+            (self.rest, self.written) = (Vec::new(), 0);
             if self.has_ended {
                 return Ok(false);
             }
             if moved >= TURN {
                 return Ok(true);
             }
-            self.buffer.resize(ROOM, 0);
-            let read = from.read(&mut self.buffer);
-            let count = *read.as_ref().unwrap_or(&0);
-            self.buffer.truncate(count);
-            (self.written, moved) = (0, moved + count);
-            if count == 0 {
-                self.buffer = Vec::new();
-            }
-            match read {
-                Ok(0) => self.has_ended = true,
-                Ok(_) => {}
-                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            let count = match from.read(&mut scratch.0) {
+                Ok(count) => count,
+                Err(error) if error.kind() == ErrorKind::Interrupted => continue,
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(false),
                 Err(error) => return Err(error),
+            };
+            self.has_ended = count == 0;
+            moved += count;
+            let mut read = &scratch.0[..count];
+            while !read.is_empty() {
+                let Some(count) = write(&mut to, read)? else {
+                    self.rest = read.to_vec();
+                    return Ok(false);
+                };
+                read = &read[count..];
             }
         }
     }
 
     /// Whether there is something to write, as soon as the other side takes it.
     pub fn wants_to_write(&self) -> bool {
-        self.written < self.buffer.len()
+        self.written < self.rest.len()
     }
 
     /// Whether there is room to read into, and more may come.
@@ -73,6 +86,19 @@ impl Splice {
     /// Whether everything has come and was written: the other side's end can be told.
     pub fn is_done(&self) -> bool {
         self.has_ended && !self.wants_to_write()
+    }
+}
+
+/// How much was taken, of something; nothing if the other side has no room.
+fn write(to: &mut impl Write, bytes: &[u8]) -> io::Result<Option<usize>> {
+    loop {
+        match to.write(bytes) {
+            Ok(0) => return Err(ErrorKind::WriteZero.into()),
+            Ok(count) => return Ok(Some(count)),
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(None),
+            Err(error) => return Err(error),
+        }
     }
 }
 
@@ -103,8 +129,8 @@ mod tests {
                 source.shutdown(std::net::Shutdown::Write).unwrap();
                 source_is_open = false;
             }
-            splice.advance(&from, &to).unwrap();
-            assert!(splice.buffer.capacity() <= ROOM);
+            splice.advance(&from, &to, &mut Scratch::default()).unwrap();
+            assert!(splice.rest.capacity() <= ROOM);
             if splice.is_done() {
                 break;
             }
@@ -125,11 +151,11 @@ mod tests {
         let mut sent = 0;
         while let Ok(count) = source.write(&[1; 8192]) {
             sent += count;
-            splice.advance(&from, &to).unwrap();
+            splice.advance(&from, &to, &mut Scratch::default()).unwrap();
             assert!(sent < 8 << 20);
         }
         assert!(splice.wants_to_write() && !splice.wants_to_read());
         drop(_sink);
-        assert!(splice.advance(&from, &to).is_err());
+        assert!(splice.advance(&from, &to, &mut Scratch::default()).is_err());
     }
 }

@@ -22,7 +22,7 @@ use undercroft_protocol::{
     Token,
     datagrams::Datagrams,
     network::{Endpoint, Transport},
-    splice::Splice,
+    splice::{Scratch, Splice},
 };
 
 use super::relay::Dial;
@@ -82,12 +82,17 @@ impl Connection {
     }
 
     /// Goes on with it. `Err` with a token: nobody takes this connection.
-    pub(super) fn advance(&mut self, dial: &Dial, place: &Place<'_>) -> Result<Fate, Option<Token>> {
+    pub(super) fn advance(
+        &mut self,
+        dial: &Dial,
+        place: &Place<'_>,
+        scratch: &mut Scratch,
+    ) -> Result<Fate, Option<Token>> {
         let fate = match self {
             Self::Flow(flow) => flow.advance(),
-            Self::Stream(stream) if stream.host.is_some() => stream.advance(),
+            Self::Stream(stream) if stream.host.is_some() => stream.advance(scratch),
             Self::Stream(stream) => match stream.answer(dial, place) {
-                Ok(true) => stream.advance(),
+                Ok(true) => stream.advance(scratch),
                 Ok(false) => Ok(Fate::Waits),
                 Err(_) => return Err(Some(stream.token)),
             },
@@ -156,9 +161,10 @@ impl Stream {
     }
 
     /// Moves what can be moved, and passes on that a side has ended.
-    fn advance(&mut self) -> io::Result<Fate> {
+    fn advance(&mut self, scratch: &mut Scratch) -> io::Result<Fate> {
         let Some(host) = &self.host else { return Ok(Fate::Waits) };
-        let again = self.inwards.advance(host, &self.local)? | self.outwards.advance(&self.local, host)?;
+        let again = self.inwards.advance(host, &self.local, scratch)?
+            | self.outwards.advance(&self.local, host, scratch)?;
         if self.inwards.is_done() && !self.is_closed_inwards {
             self.is_closed_inwards = true;
             self.local.shutdown(Shutdown::Write)?;

@@ -20,6 +20,7 @@ use undercroft_protocol::{
     Opening, Token,
     command::{Done, Failure},
     network::{Endpoint, Listener, RelayEvent, RelayRequest},
+    splice::Scratch,
 };
 
 use super::{
@@ -78,6 +79,7 @@ struct Relay {
     next: u64,
     /// Those that had more than their turn.
     again: VecDeque<u64>,
+    scratch: Scratch,
 }
 
 impl Relay {
@@ -112,6 +114,7 @@ impl Relay {
             connections: HashMap::new(),
             next: FIRST,
             again: VecDeque::new(),
+            scratch: Scratch::default(),
         })
     }
 
@@ -235,7 +238,7 @@ impl Relay {
     /// Goes on with a connection; one that has ended meanwhile is no more.
     fn advance(&mut self, id: u64) {
         let Some(connection) = self.connections.get_mut(&id) else { return };
-        match connection.advance(&self.dial, &place(&self.epoll, id)) {
+        match connection.advance(&self.dial, &place(&self.epoll, id), &mut self.scratch) {
             Ok(Fate::Waits) => return,
             Ok(Fate::Again) => return self.again.push_back(id),
             // A host that does not hear it waits in vain for a while.

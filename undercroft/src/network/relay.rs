@@ -1,12 +1,12 @@
 //! Connections from the host's loopback into the VM: a thread each, two sockets, and what is on its way between them.
 
 use std::{
-    collections::HashSet,
+    collections::{HashSet, VecDeque},
     io,
     net::{Shutdown, TcpStream},
     os::{fd::AsFd, unix::net::UnixStream},
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Condvar, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicUsize, Ordering},
     },
     thread,
@@ -17,7 +17,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use undercroft_protocol::{
     Token,
     network::{Endpoint, RelayRequest, Transport},
-    splice::Splice,
+    splice::{Scratch, Splice},
     write_frame,
 };
 
@@ -28,6 +28,9 @@ use crate::{board::Board, door::Expected};
 const CONNECTIONS_MAX: usize = 1024;
 /// A connection's thread has no more than this.
 const STACK: usize = 128 << 10;
+/// How long a thread waits for another connection, and how many do: to start one is a tenth of what a short connection takes.
+const IDLE: Duration = Duration::from_secs(5);
+const IDLE_MAX: usize = 8;
 
 /// What is said to the relay in the VM.
 #[derive(Debug)]
@@ -68,12 +71,30 @@ pub(super) struct Relay {
     count: AtomicUsize,
     /// Those that wait for the guest to come back, and those of them that it will not.
     refused: Mutex<HashSet<Token>>,
+    waiting: Mutex<Waiting>,
+    come: Condvar,
+}
+
+/// Connections that have come, and the threads that wait for them; never more of the first than of the second.
+#[derive(Debug, Default)]
+struct Waiting {
+    connections: VecDeque<(TcpStream, Goal)>,
+    threads: usize,
+    has_ended: bool,
 }
 
 impl Relay {
     /// `patience` is how long the guest may take to come back.
     pub(super) fn new(board: Arc<Board>, wire: Wire, patience: Duration) -> Self {
-        Self { board, wire, patience, count: AtomicUsize::new(0), refused: Mutex::default() }
+        Self {
+            board,
+            wire,
+            patience,
+            count: AtomicUsize::new(0),
+            refused: Mutex::default(),
+            waiting: Mutex::default(),
+            come: Condvar::new(),
+        }
     }
 
     pub(super) fn is_full(&self) -> bool {
@@ -82,6 +103,12 @@ impl Relay {
 
     pub(super) fn hang_up(&self) {
         self.wire.hang_up();
+        self.waiting().has_ended = true;
+        self.come.notify_all();
+    }
+
+    fn waiting(&self) -> MutexGuard<'_, Waiting> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Tells people.
@@ -102,18 +129,46 @@ impl Relay {
     /// Takes a connection that has come in, and connects it with its goal in the VM.
     pub(super) fn connect(self: &Arc<Self>, outside: TcpStream, to: Goal) {
         self.count.fetch_add(1, Ordering::AcqRel);
+        let mut waiting = self.waiting();
+        if waiting.threads > waiting.connections.len() {
+            waiting.connections.push_back((outside, to));
+            drop(waiting);
+            self.come.notify_one();
+            return;
+        }
+        drop(waiting);
         let relay = self.clone();
-        let started = thread::Builder::new().name("localhost".into()).stack_size(STACK).spawn(move || {
-            // Whatever went wrong, both sides see their connection end.
-            let _ = relay.run(&outside, to);
-            relay.count.fetch_sub(1, Ordering::AcqRel);
-        });
-        if started.is_err() {
+        let work = move || {
+            let mut scratch = Scratch::default();
+            let mut next = Some((outside, to));
+            while let Some((outside, to)) = next {
+                // Whatever went wrong, both sides see their connection end.
+                let _ = relay.run(&outside, to, &mut scratch);
+                drop(outside);
+                relay.count.fetch_sub(1, Ordering::AcqRel);
+                next = relay.next();
+            }
+        };
+        if thread::Builder::new().name("localhost".into()).stack_size(STACK).spawn(work).is_err() {
             self.count.fetch_sub(1, Ordering::AcqRel);
         }
     }
 
-    fn run(&self, outside: &TcpStream, to: Goal) -> io::Result<()> {
+    /// The next connection for a thread that has done with one; nothing if there is none for a while.
+    fn next(&self) -> Option<(TcpStream, Goal)> {
+        let mut waiting = self.waiting();
+        if waiting.threads >= IDLE_MAX {
+            return None;
+        }
+        waiting.threads += 1;
+        let is_idle = |waiting: &mut Waiting| waiting.connections.is_empty() && !waiting.has_ended;
+        let waited = self.come.wait_timeout_while(waiting, IDLE, is_idle);
+        let (mut waiting, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        waiting.threads -= 1;
+        waiting.connections.pop_front()
+    }
+
+    fn run(&self, outside: &TcpStream, to: Goal, scratch: &mut Scratch) -> io::Result<()> {
         if !to.is_for_all && !peer::is_welcome(Transport::Tcp, outside.peer_addr()?, outside.local_addr()?) {
             return Err(io::ErrorKind::PermissionDenied.into());
         }
@@ -121,7 +176,7 @@ impl Relay {
         outside.set_nonblocking(true)?;
         inside.set_nonblocking(true)?;
         let _ = outside.set_nodelay(true);
-        pass(outside, &inside)
+        pass(outside, &inside, scratch)
     }
 
     /// A stream that the relay in the VM passes on to there.
@@ -143,12 +198,13 @@ impl Relay {
 }
 
 /// Passes bytes both ways until both have ended.
-fn pass(outside: &TcpStream, inside: &UnixStream) -> io::Result<()> {
+fn pass(outside: &TcpStream, inside: &UnixStream, scratch: &mut Scratch) -> io::Result<()> {
     let (mut inwards, mut outwards) = (Splice::default(), Splice::default());
     let (mut is_closed_inwards, mut is_closed_outwards) = (false, false);
     let (mut is_gone_outside, mut is_gone_inside) = (false, false);
     loop {
-        let again = inwards.advance(outside, inside)? | outwards.advance(inside, outside)?;
+        let again =
+            inwards.advance(outside, inside, scratch)? | outwards.advance(inside, outside, scratch)?;
         if inwards.is_done() && !is_closed_inwards {
             is_closed_inwards = true;
             inside.shutdown(Shutdown::Write)?;
@@ -210,7 +266,7 @@ mod tests {
         let (inside, server) = UnixStream::pair().unwrap();
         outside.set_nonblocking(true).unwrap();
         inside.set_nonblocking(true).unwrap();
-        (client, server, thread::spawn(move || pass(&outside, &inside)))
+        (client, server, thread::spawn(move || pass(&outside, &inside, &mut Scratch::default())))
     }
 
     #[test]
