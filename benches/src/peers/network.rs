@@ -101,7 +101,17 @@ pub fn rows(
                 }
             },
         };
+        eprintln!("  {name}");
         let counts = patiently(&machine, &carrier, programs, &archive, work)?;
+        if let Ok([to, from, connections]) = &counts {
+            let each = |counts: &Counts, parts: u32| counts.total() / u64::from(parts) / 1000;
+            eprintln!(
+                "  {} and {} thousand instructions a MiB to and from the guest, {} a connection",
+                each(to, MEBIBYTES),
+                each(from, MEBIBYTES),
+                each(connections, CONNECTIONS)
+            );
+        }
         rows.push(Row { name, what, counts });
     }
     Ok(rows)

@@ -106,7 +106,7 @@ fn here(job: &Job, environment: &Environment) -> anyhow::Result<(bool, String)> 
     Ok((output.status.success(), text(&output.stdout, &output.stderr)))
 }
 
-/// A lab that dies under a test, or whose emulated processor went wrong, says nothing of the test: it is run again, once, in a
+/// A lab that dies under a test, or whose emulated processor may have gone wrong, says nothing of the test: it is run again, once, in a
 /// new lab. What was seen is printed.
 fn there(job: &Job, number: usize, environment: &Environment) -> anyhow::Result<(bool, String)> {
     let mut lost = false;
@@ -141,25 +141,17 @@ fn there(job: &Job, number: usize, environment: &Environment) -> anyhow::Result<
     }
 }
 
-/// What shows that an emulated processor went wrong, and not the guest. A stall is a guess: a machine that loses a processor's
-/// timer by our fault looks the same, and does so again.
+/// What shows that an emulated processor may have gone wrong, and not the guest: QEMU's delivers an interrupt twice now and then
+/// (docs/decisions.md), and a kernel that holds a lock then waits for itself, or breaks. It is a guess: what we do wrong looks the
+/// same, and does so again.
 fn fault(output: &str) -> Option<&'static str> {
-    if has_impossible_flags(output) {
-        return Some("a processor showed flags that no processor has");
-    }
-    let stalled = ["self-detected stall on CPU", "detected stalls on CPUs"];
-    stalled.iter().any(|s| output.contains(s)).then_some("a processor stood still")
-}
-
-/// Whether a guest's kernel has shown flags of which bits are set that are always 0, or not the one that is always 1 (AMD64
-/// Architecture Programmer's Manual 2, 3.1.6, RFLAGS).
-fn has_impossible_flags(output: &str) -> bool {
-    const ZERO: u32 = 0xffc0_8028;
-    const ONE: u32 = 2;
-    let words = output.split("EFLAGS: ").skip(1).filter_map(|rest| rest.get(..8));
-    words
-        .filter_map(|word| u32::from_str_radix(word, 16).ok())
-        .any(|flags| flags & ZERO != 0 || flags & ONE == 0)
+    const SIGNS: [(&str, &str); 4] = [
+        ("Error: guest panic: ", "the guest's kernel complained"),
+        ("Error: timeout: ", "the guest did not answer"),
+        ("self-detected stall on CPU", "a processor of the guest stood still"),
+        ("detected stalls on CPUs", "a processor of the guest stood still"),
+    ];
+    SIGNS.iter().find(|(sign, _)| output.contains(sign)).map(|(_, what)| *what)
 }
 
 fn text(stdout: &[u8], stderr: &[u8]) -> String {
@@ -171,11 +163,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn flags_that_no_processor_has_are_told_apart() {
-        let shown = |flags: &str| format!("  | [   12.8] RSP: 0018:ffffc9000004fc58 EFLAGS: {flags}\n");
-        assert!(!has_impossible_flags(&shown("00010286")));
-        assert!(has_impossible_flags(&format!("{}{}", shown("00010286"), shown("04598046"))));
-        assert!(has_impossible_flags(&shown("00010284")));
-        assert!(!has_impossible_flags("no flags, EFLAGS: none"));
+    fn a_processor_that_went_wrong_is_told_apart() {
+        assert!(
+            fault("Error: guest panic: [   64.347614] rcu: INFO: rcu_sched self-detected stall on CPU")
+                .is_some()
+        );
+        assert!(
+            fault(
+                "Error: failed: timed out\n  | [  524.7] rcu: INFO: rcu_preempt self-detected stall on CPU"
+            )
+            .is_some()
+        );
+        assert!(fault("Error: failed: assertion: 1 is not 2").is_none());
     }
 }
