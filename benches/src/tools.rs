@@ -31,7 +31,7 @@ pub fn root() -> PathBuf {
 pub fn machine() -> Result<Machine, Error> {
     let kernel = undercroft_kernel_config::stock()?;
     Ok(Machine {
-        modules: modules(&kernel, "ruler", "kvm", &KVM)?,
+        modules: modules(&kernel, "kvm", &KVM)?,
         kernel: kernel.image,
         plugin: built("undercroft-ruler", "libundercroft_ruler.so")?,
         runner: runner()?,
@@ -143,15 +143,10 @@ fn cargo(arguments: &[&str], rustflags: Option<&str>) -> Result<(), Error> {
 
 /// Modules of a kernel, by their paths beneath its `kernel` folder, taken out of its modules disk once; in the same order.
 /// None of a kernel that has no such disk.
-pub(crate) fn modules(
-    kernel: &Kernel,
-    group: &str,
-    set: &str,
-    paths: &[&str],
-) -> Result<Vec<PathBuf>, Error> {
+pub(crate) fn modules(kernel: &Kernel, set: &str, paths: &[&str]) -> Result<Vec<PathBuf>, Error> {
     let Some(disk) = &kernel.modules_disk else { return Ok(Vec::new()) };
     let identity = kernel.image.parent().and_then(Path::file_name).unwrap_or_default().to_string_lossy();
-    let directory = cache::obtain(group, &format!("{set}-{identity}"), |directory| {
+    let directory = cache::obtain("ruler", &format!("{set}-{identity}"), |directory| {
         for module in paths {
             let out = directory.join(Path::new(module).file_name().unwrap_or_default());
             dump(disk, &format!("/lib/modules/{}/kernel/{module}", kernel.release), &out).map_err(

@@ -10,6 +10,9 @@ use serde::{Deserialize, Serialize};
 /// The file in the machine's initramfs that holds the [`Plan`] as JSON.
 pub const PLAN: &str = "/plan.json";
 
+/// The port at which the answerer listens in a guest: it sends back what comes first on a connection, and closes it.
+pub const ANSWERER: u16 = 7007;
+
 /// What a line of the console begins with that holds an [`Answer`] as JSON.
 pub const ANSWER: &str = "ruler: ";
 

@@ -9,6 +9,7 @@ use std::{
     error::Error,
     fs,
     path::{Path, PathBuf},
+    thread,
     time::Duration,
 };
 
@@ -16,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use undercroft::{
     Archive, DiskAddress, Distribution, LaunchOptions, Machine, MachineOptions, NetworkOptions, NewDisk, Root,
 };
-use undercroft_ruler_runner::residence;
+use undercroft_ruler_runner::{Said, TAG_SPAN_BEGIN, TAG_SPAN_END, marker::mark, residence};
 use undercroft_vmm::MachineConfig;
 
 /// What a stage's functions give back. Whatever goes wrong ends the measurement, and somebody reads why.
@@ -24,6 +25,20 @@ pub type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
 /// The program in a distribution that executes the marker and ends.
 pub const PROGRAM: &str = "/marker";
+
+/// How long all is left alone before a [`span`], so that nothing of what was before is counted in it.
+const SETTLE: Duration = Duration::from_millis(300);
+
+/// Does something between two markers, and says what it was.
+pub fn span(name: &str, what: impl FnOnce() -> Result<()>) -> Result<()> {
+    thread::sleep(SETTLE);
+    mark::<TAG_SPAN_BEGIN>();
+    let done = what();
+    mark::<TAG_SPAN_END>();
+    done?;
+    Said::Span { name: name.into(), moments: Vec::new() }.say();
+    Ok(())
+}
 
 /// What the stage is made of.
 #[derive(Debug, Clone, Serialize, Deserialize)]

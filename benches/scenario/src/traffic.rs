@@ -3,13 +3,12 @@
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
+pub use undercroft_ruler_runner::ANSWERER;
 
 use crate::{Result, Setting};
 
 /// The port at which iperf3 listens in the guest.
 pub const IPERF: u16 = 5201;
-/// The port at which the answerer listens in the guest: it sends back what comes first, and closes.
-pub const ANSWERER: u16 = 7007;
 /// The answerer's program in the guest.
 pub const ANSWERER_PROGRAM: &str = "/bin/undercroft-ruler-answerer";
 /// iperf3's program in the guest and beside it.

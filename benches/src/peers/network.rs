@@ -248,7 +248,7 @@ fn other(
         guest.copy(from, inside);
     }
     for (number, module) in
-        tools::modules(&scenario.kernel, "ruler", "virtio-net", &VIRTIO_NET)?.into_iter().enumerate()
+        tools::modules(&scenario.kernel, "virtio-net", &VIRTIO_NET)?.into_iter().enumerate()
     {
         guest.copy(module, format!("/modules/{number}.ko"));
     }

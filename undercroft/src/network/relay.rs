@@ -1,4 +1,5 @@
-//! Connections from the host's loopback into the VM: a thread each, two sockets, and what is on its way between them.
+//! Connections from the host's loopback into the VM: a thread for each, two sockets, and what is on its way between them. A thread
+//! that has done with one waits a while for another.
 
 use std::{
     collections::{HashSet, VecDeque},
@@ -28,7 +29,7 @@ use crate::{board::Board, door::Expected};
 const CONNECTIONS_MAX: usize = 1024;
 /// A connection's thread has no more than this.
 const STACK: usize = 128 << 10;
-/// How long a thread waits for another connection, and how many do: to start one is a tenth of what a short connection takes.
+/// How long a thread waits for another connection, and how many do, because short ones often come one after the other.
 const IDLE: Duration = Duration::from_secs(5);
 const IDLE_MAX: usize = 8;
 

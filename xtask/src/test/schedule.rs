@@ -106,8 +106,8 @@ fn here(job: &Job, environment: &Environment) -> anyhow::Result<(bool, String)> 
     Ok((output.status.success(), text(&output.stdout, &output.stderr)))
 }
 
-/// A lab that dies under a test, or whose emulated processor may have gone wrong, says nothing of the test: it is run again, once, in a
-/// new lab. What was seen is printed.
+/// A lab that dies under a test, or whose emulated processor may have gone wrong, says nothing of the test: it is run again,
+/// once, in a new lab. What was seen is printed.
 fn there(job: &Job, number: usize, environment: &Environment) -> anyhow::Result<(bool, String)> {
     let mut lost = false;
     loop {

@@ -5,11 +5,10 @@ use std::{
     net::{Ipv4Addr, TcpListener},
 };
 
-/// Where it listens; the scenario's `traffic` connects there.
-const PORT: u16 = 7007;
+use undercroft_ruler_runner::ANSWERER;
 
 fn main() -> std::io::Result<()> {
-    let listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, PORT))?;
+    let listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, ANSWERER))?;
     let mut buffer = [0; 1024];
     loop {
         let (mut stream, _) = listener.accept()?;

@@ -11,20 +11,16 @@ use std::{
     ffi::OsStr,
     fs,
     process::{Command, ExitCode, Stdio},
-    thread,
-    time::Duration,
 };
 
-use undercroft_ruler_runner::{Said, TAG_SPAN_BEGIN, TAG_SPAN_END, marker::mark};
 use undercroft_ruler_scenario::{
     PROGRAM, Result,
     product::{ARCHIVE, CONFIGURATION, HOME, UNDERCROFT},
+    span,
 };
 
 /// How often each is done; the first time is not counted.
 const TIMES: u32 = 4;
-/// How long all is left alone before a span, so that nothing of what was before is counted in it.
-const SETTLE: Duration = Duration::from_millis(300);
 
 fn main() -> ExitCode {
     match play() {
@@ -64,14 +60,4 @@ fn undercroft<A: AsRef<OsStr>>(words: impl IntoIterator<Item = A>) -> Result<()>
         return Ok(());
     }
     Err(format!("{command:?}: {}: {}", output.status, String::from_utf8_lossy(&output.stderr)).into())
-}
-
-fn span(name: &str, what: impl FnOnce() -> Result<()>) -> Result<()> {
-    thread::sleep(SETTLE);
-    mark::<TAG_SPAN_BEGIN>();
-    let done = what();
-    mark::<TAG_SPAN_END>();
-    done?;
-    Said::Span { name: name.into(), moments: Vec::new() }.say();
-    Ok(())
 }

@@ -16,14 +16,11 @@ use std::{
 };
 
 use undercroft::{NetworkOptions, Pipes, Program, Session};
-use undercroft_ruler_runner::{Said, TAG_SPAN_BEGIN, TAG_SPAN_END, marker::mark};
 use undercroft_ruler_scenario::{
-    Result, Stage,
+    Result, Stage, span,
     traffic::{ANSWERER, ANSWERER_PROGRAM, Carrier, IPERF, IPERF_PROGRAM, QUESTION, Traffic},
 };
 
-/// How long all is left alone before a span.
-const SETTLE: Duration = Duration::from_millis(300);
 /// How long a guest may take until its servers answer, by the machine's clock.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// Connections that are made before they count.
@@ -180,14 +177,4 @@ fn iperf(mebibytes: u32, from_guest: bool) -> Result<()> {
 fn busybox(words: &[&str]) -> Result<()> {
     let status = Command::new("/bin/busybox").args(words).stdin(Stdio::null()).status()?;
     if status.success() { Ok(()) } else { Err(format!("busybox {words:?}: {status}").into()) }
-}
-
-fn span(name: &str, what: impl FnOnce() -> Result<()>) -> Result<()> {
-    thread::sleep(SETTLE);
-    mark::<TAG_SPAN_BEGIN>();
-    let done = what();
-    mark::<TAG_SPAN_END>();
-    done?;
-    Said::Span { name: name.into(), moments: Vec::new() }.say();
-    Ok(())
 }

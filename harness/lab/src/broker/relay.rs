@@ -16,9 +16,10 @@ use undercroft_lab::wire::{Frame, Message, Payload, Report, VERSION};
 /// How often the agent is asked whether it is there. A question is an interrupt for L1, too.
 const HEARTBEAT: Duration = Duration::from_secs(10);
 
-/// How long the agent may say nothing, asked: an emulated processor that has lost its timer stands still for minutes. PID 1 of
-/// L1 has nothing else to do than to answer, but its machine may be very busy.
-const SILENCE: Duration = Duration::from_secs(90);
+/// How many questions in a row the agent may leave without an answer: an emulated processor that has lost its timer stands still
+/// for minutes. PID 1 of L1 has nothing else to do than to answer, but its machine may be very busy. Counted, and not timed: this
+/// process may have stood still itself.
+const UNANSWERED_MAX: u32 = 9;
 
 /// Why a turn was the last one; or that a signal came, which is for the caller.
 pub(crate) enum Over {
@@ -54,9 +55,9 @@ pub(crate) struct Relay {
     identity: String,
     idle: Duration,
     last_used: Instant,
-    /// When the agent was last heard, and last asked.
-    heard: Instant,
+    /// When the agent was last asked, and how often since it was heard.
     asked: Instant,
+    unanswered: u32,
     retired: bool,
     report: Report,
     begun: Instant,
@@ -88,8 +89,8 @@ impl Relay {
             identity: launch.identity.clone(),
             idle: Duration::from_secs(launch.idle_seconds),
             last_used: Instant::now(),
-            heard: Instant::now(),
             asked: Instant::now(),
+            unanswered: 0,
             retired: false,
             report,
             begun,
@@ -145,11 +146,11 @@ impl Relay {
 
     /// Asks the agent whether it is there, when it is time to; gives how long until then.
     fn heartbeat(&mut self) -> Result<Duration, Over> {
-        let silence = self.heard.elapsed();
-        if silence > SILENCE {
-            return Err(Over::Silent(silence));
-        }
         if self.asked.elapsed() >= HEARTBEAT {
+            if self.unanswered >= UNANSWERED_MAX {
+                return Err(Over::Silent(HEARTBEAT * self.unanswered));
+            }
+            self.unanswered += 1;
             self.agent.say(0, Message::Ping);
             self.agent.flush().map_err(Over::Broken)?;
             self.asked = Instant::now();
@@ -171,7 +172,7 @@ impl Relay {
         if !self.agent.fill(1 << 20)? {
             return Err(std::io::Error::from(std::io::ErrorKind::UnexpectedEof).into());
         }
-        self.heard = Instant::now();
+        self.unanswered = 0;
         while let Some(frame) = self.agent.next()? {
             // None is a client that has gone while its command was being killed.
             let Some(client) = self.clients.get_mut(&frame.channel) else { continue };
