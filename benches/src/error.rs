@@ -55,6 +55,14 @@ pub enum Error {
         /// Its last lines.
         console: String,
     },
+    /// The machine said nothing more, each time that it was switched on.
+    #[error("the ruler's machine said nothing for {seconds} s; the end of its console:\n{console}")]
+    Still {
+        /// For how long.
+        seconds: u64,
+        /// Its last lines.
+        console: String,
+    },
     /// The budget file.
     #[error("{}: expected [[budget]] tables with name, value, unit and reason", path.display())]
     Budget {

@@ -3,7 +3,7 @@
 use std::{
     fs,
     path::{Path, PathBuf},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use undercroft_ruler_runner::{ANSWER, Answer, PLAN, Plan, Run, SAID, Said, Until};
@@ -60,6 +60,12 @@ const COMMAND_LINE: &str = "nokaslr console=ttyS0 panic=-1 mitigations=off init_
 /// What KVM must allow the emulated clock: a guest whose frequency could not be set has no deadline timer.
 const KVM_PARAMETERS: &str = "tsc_tolerance_ppm=50000";
 
+/// How often a machine that stands still is switched on in all.
+const TRIES: u32 = 3;
+
+/// L1's seconds for a program that only its clock tells of.
+const CLOCKED_SECONDS: u64 = 1800;
+
 /// How much of the console is shown when something went wrong, in lines.
 const CONSOLE_TAIL: usize = 40;
 
@@ -80,8 +86,8 @@ pub struct Machine {
     pub parameters: String,
     /// Where the plugin writes profiles, if it is to: this, and names beside it (`plugin/src/profile.rs`).
     pub profile: Option<PathBuf>,
-    /// Seconds of the host's time after which L1 is taken to hang.
-    pub limit: Duration,
+    /// Host time without a word on its console after which L1 is taken to stand still.
+    pub patience: Duration,
 }
 
 /// One repetition of a run that went as expected.
@@ -148,7 +154,7 @@ impl Machine {
         let plugin = format!("file={},out={}", self.plugin.display(), counted.display());
         let profile =
             self.profile.as_ref().map_or_else(String::new, |path| format!(",profile={}", path.display()));
-        let (plan, console) = self.play(archive, runs, Some(plugin + &profile), work)?;
+        let (plan, console) = self.play(archive, runs, Some(&(plugin + &profile)), work)?;
         let counted = fs::read_to_string(&counted).map_err(Error::io("read", counted))?;
         Ok((join(&plan, &console, counts::spans(&counted)?)?, console))
     }
@@ -167,7 +173,7 @@ impl Machine {
             program,
             repetitions: 1,
             until: Until::Exit,
-            limit_seconds: self.limit.as_secs(),
+            limit_seconds: CLOCKED_SECONDS,
             log: None,
         };
         let (plan, console) = self.play(archive, vec![run], None, work)?;
@@ -181,7 +187,7 @@ impl Machine {
         &self,
         mut archive: Archive,
         runs: Vec<Run>,
-        plugin: Option<String>,
+        plugin: Option<&str>,
         work: &Path,
     ) -> Result<(Plan, String), Error> {
         archive.copy(&self.runner, "/init");
@@ -196,13 +202,34 @@ impl Machine {
         archive.bytes(serde_json::to_vec(&plan).expect("a plan is paths, strings and numbers"), PLAN);
         let initramfs = work.join("initramfs");
         archive.write(&initramfs)?;
-        let console = self.switch_on(&initramfs, plugin, work)?;
+        let console = self.patiently(&initramfs, plugin, work)?;
         fs::remove_file(&initramfs).map_err(Error::io("remove", &initramfs))?;
         Ok((plan, console))
     }
 
+    /// Switches a machine that stands still on again, with a little more memory, so that it does not do the same again.
+    ///
+    /// QEMU 7.2 delivers an interrupt that `VMRUN` injects twice, now and then (docs/decisions.md, "An interrupt that comes
+    /// twice"): mostly nothing comes of it, but a guest that holds a lock waits for itself.
+    fn patiently(&self, initramfs: &Path, plugin: Option<&str>, work: &Path) -> Result<String, Error> {
+        let mut tries = 0;
+        loop {
+            let machine = Self { memory_mib: self.memory_mib + 16 * tries, ..self.clone() };
+            tries += 1;
+            match machine.switch_on(initramfs, plugin, work) {
+                Err(Error::Still { .. }) if tries < TRIES => {
+                    eprintln!(
+                        "  once more from its start: the machine said nothing for {} s",
+                        self.patience.as_secs()
+                    );
+                }
+                ended => return ended,
+            }
+        }
+    }
+
     /// Runs QEMU to its end; gives the console back.
-    fn switch_on(&self, initramfs: &Path, plugin: Option<String>, work: &Path) -> Result<String, Error> {
+    fn switch_on(&self, initramfs: &Path, plugin: Option<&str>, work: &Path) -> Result<String, Error> {
         let log = work.join("console.log");
         let failed = |source| Error::Program {
             program: QEMU.into(),
@@ -218,22 +245,28 @@ impl Machine {
         option("-append", format!("{COMMAND_LINE} {}", self.parameters));
         option("-serial", format!("file:{}", log.display()));
         if let Some(plugin) = plugin {
-            option("-plugin", plugin);
+            option("-plugin", plugin.into());
         }
         let handle =
             duct::cmd(QEMU, arguments).stdin_null().stdout_null().stderr_capture().start().map_err(failed)?;
-        let ended = handle.wait_timeout(self.limit).map_err(failed)?.is_some();
-        if !ended {
-            handle.kill().map_err(failed)?;
+        let (mut length, mut since) = (0, Instant::now());
+        while handle.wait_timeout(Duration::from_secs(1)).map_err(failed)?.is_none() {
+            let now = fs::metadata(&log).map_or(0, |console| console.len());
+            if now != length {
+                (length, since) = (now, Instant::now());
+            } else if since.elapsed() > self.patience {
+                handle.kill().map_err(failed)?;
+                let console = tail(&console(&log)?);
+                return Err(Error::Still { seconds: self.patience.as_secs(), console });
+            }
         }
-        let console = fs::read(&log).map_err(Error::io("read", &log))?;
-        let console = String::from_utf8_lossy(&console).into_owned();
-        if ended {
-            return Ok(console);
-        }
-        let problem = format!("it did not switch itself off within {} s", self.limit.as_secs());
-        Err(Error::Machine { problem, console: tail(&console) })
+        console(&log)
     }
+}
+
+fn console(log: &Path) -> Result<String, Error> {
+    let bytes = fs::read(log).map_err(Error::io("read", log))?;
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
 /// Brings together what the runner answered and what the plugin counted.

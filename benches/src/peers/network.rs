@@ -1,10 +1,7 @@
 //! Traffic from the host's loopback to a server in the guest: by our relay, and by QEMU with passt and with its own user
 //! networking. One kernel, one server, one client for all.
 
-use std::{
-    path::{Path, PathBuf},
-    time::Duration,
-};
+use std::path::{Path, PathBuf};
 
 use undercroft_harness::archive::{Archive as Tar, Meta};
 use undercroft_ruler_runner::{Run, Until};
@@ -29,9 +26,6 @@ pub const CONNECTIONS: u32 = 2_000;
 
 /// Seconds of the machine's time for one carrier.
 const LIMIT_SECONDS: u64 = 900;
-/// The host's time after which it stands still; and how often it is tried.
-const LIMIT: Duration = Duration::from_secs(150);
-const TRIES: u32 = 4;
 /// Two initramfs, a guest and its pages.
 const MACHINE_MIB: u32 = 3072;
 
@@ -102,7 +96,7 @@ pub fn rows(
             },
         };
         eprintln!("  {name}");
-        let counts = patiently(&machine, &carrier, programs, &archive, work)?;
+        let counts = measure(&machine, carrier, programs, archive, work)?;
         if let Ok([to, from, connections]) = &counts {
             let each = |counts: &Counts, parts: u32| counts.total() / u64::from(parts) / 1000;
             eprintln!(
@@ -115,36 +109,6 @@ pub fn rows(
         rows.push(Row { name, what, counts });
     }
     Ok(rows)
-}
-
-/// A machine that stands still is switched on again, with a little more memory, so that it does not do the same again.
-///
-/// QEMU 7.2 leaves the vector of an interrupt that `VMRUN` injects pending as an exception, too (helper_vmrun,
-/// target/i386/tcg/sysemu/svm_helper.c). Its time being up before the next exit or exception delivers it once more, wherever the
-/// guest is then: mostly nothing comes of it, but a guest that holds a lock waits for itself.
-fn patiently(
-    machine: &Machine,
-    carrier: &Carrier,
-    programs: &Programs,
-    archive: &Archive,
-    work: &Path,
-) -> Result<Result<[Counts; 3], String>, Error> {
-    let mut last = Err("was not measured".into());
-    for more in 0..TRIES {
-        let machine = Machine { memory_mib: machine.memory_mib + 16 * more, limit: LIMIT, ..machine.clone() };
-        match measure(&machine, carrier.clone(), programs, archive.clone(), work) {
-            Ok(Ok(counts)) => return Ok(Ok(counts)),
-            Ok(Err(reason)) => last = Err(reason),
-            Err(Error::Machine { problem, .. }) => last = Err(problem),
-            Err(error) => return Err(error),
-        }
-        eprintln!("  once more, because {}", last.as_ref().err().map_or("", |reason| first_line(reason)));
-    }
-    Ok(last)
-}
-
-fn first_line(text: &str) -> &str {
-    text.lines().next().unwrap_or_default()
 }
 
 fn measure(
