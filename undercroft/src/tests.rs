@@ -310,8 +310,14 @@ fn an_init_that_dies_is_told_before_and_after_it_was_ready() {
             }
             let ended = Event::DistributionEnded { distribution: launch.id, status: ExitStatus::Code(1) };
             write_frame(&mut notify, &ended).unwrap();
-            thread::sleep(LIMIT);
-            drop(command);
+            if !ready {
+                let Request { id, command: Command::Terminate { .. } } = request(&mut command) else {
+                    panic!()
+                };
+                reply(&mut command, id, Done::Stopped { complaints: vec![] });
+            }
+            // As long as the channel is there nothing else tells the end.
+            let _ = command.read(&mut [0]);
         });
         let launched = Distribution::launch(&host.guest, &deb(), given(&host.guest));
         let error = if ready {
