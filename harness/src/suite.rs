@@ -38,6 +38,8 @@ pub struct Suite {
     pub debian: PathBuf,
     /// A Debian 13, likewise.
     pub debian13: PathBuf,
+    /// That with a container engine, Podman.
+    pub engine: PathBuf,
     /// A folder for what a test keeps (logs); exists.
     pub logs: PathBuf,
     /// A folder for bases that tests share; exists.

@@ -12,34 +12,46 @@ use sha2::{Digest, Sha256};
 use undercroft_kernel_config::cache;
 
 use super::apart;
-use crate::packages::{self, Group};
+use crate::packages::Group;
 
 /// What a person expects to find beyond the smallest Debian. systemd is there for who asks for it in /etc/wsl.conf; a
 /// distribution that does not ask never starts it, so one archive does for both.
 const PACKAGES: &str = "procps,vim-tiny,less,iproute2,iputils-ping,ca-certificates,\
     systemd,systemd-sysv,dbus,dbus-user-session,libpam-systemd,login";
 
+/// A container engine, and what it would like for networks; a busybox to make an image of.
+pub(crate) const ENGINE: &str = "podman,crun,netavark,nftables,busybox-static";
+
 /// Whether the archive is there already.
 pub(crate) fn is_made(cache: &Path, suite: &str) -> bool {
-    path(cache, suite).exists()
+    path(cache, suite, PACKAGES).exists()
 }
 
 /// One for each release and list of packages.
-fn path(cache: &Path, suite: &str) -> PathBuf {
-    let digest = Sha256::digest(PACKAGES);
+fn path(cache: &Path, suite: &str, packages: &str) -> PathBuf {
+    let digest = Sha256::digest(packages);
     let digest: String = digest.iter().take(4).map(|byte| format!("{byte:02x}")).collect();
     cache.join("distros").join(format!("debian-{suite}-{digest}.tar"))
 }
 
 /// The archive's path, made if it is not there.
 pub(crate) fn archive(cache: &Path, suite: &str) -> anyhow::Result<PathBuf> {
+    archive_of(cache, suite, PACKAGES)
+}
+
+/// That of one with more packages, which is made where dpkg runs at the host's speed.
+pub(crate) fn archive_with(cache: &Path, suite: &str, more: &str) -> anyhow::Result<PathBuf> {
+    archive_of(cache, suite, &format!("{PACKAGES},{more}"))
+}
+
+fn archive_of(cache: &Path, suite: &str, packages: &str) -> anyhow::Result<PathBuf> {
     let directory = cache.join("distros");
     fs::create_dir_all(&directory).with_context(|| format!("cannot create {}", directory.display()))?;
-    let archive = path(cache, suite);
+    let archive = path(cache, suite, packages);
     if archive.exists() {
         return Ok(archive);
     }
-    packages::ensure(Group::Debian)?;
+    crate::packages::ensure(Group::Debian)?;
     let _lock = cache::lock(&directory.join(format!(".debian-{suite}.lock")))?;
     if archive.exists() {
         return Ok(archive);
@@ -56,7 +68,7 @@ pub(crate) fn archive(cache: &Path, suite: &str) -> anyhow::Result<PathBuf> {
         .arg(if root { "--mode=root" } else { "--mode=unshare" })
         // Not --quiet: a full disk is a warning.
         .args(["--variant=minbase", "--format=tar"])
-        .arg(format!("--include={PACKAGES}"))
+        .arg(format!("--include={packages}"))
         // What mmdebstrap copies from this host is not this distribution's.
         .arg("--customize-hook=rm -f \"$1/etc/hostname\" \"$1/etc/resolv.conf\"")
         .arg(suite)

@@ -98,6 +98,7 @@ fn prepare() -> anyhow::Result<Suite> {
         busybox,
         debian: boot::debian::archive(&cache, "bookworm")?,
         debian13: boot::debian::archive(&cache, "trixie")?,
+        engine: boot::debian::archive_with(&cache, "trixie", boot::debian::ENGINE)?,
         logs,
         bases,
     })
