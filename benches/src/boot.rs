@@ -65,7 +65,7 @@ impl Boot {
             memory_mib,
             description: description(kernel),
             scsi: true,
-            vsock: Some(VsockConfig { cid: CID, socket: VSOCK.into() }),
+            vsock: Some(VsockConfig { cid: CID, socket: VSOCK.into(), carrier_fd: None }),
             balloon: Some(BalloonConfig::default()),
             serial: Output::File(SERIAL.into()),
             ..MachineConfig::default()

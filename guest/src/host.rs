@@ -6,7 +6,7 @@ use nix::sys::socket::{AddressFamily, SockFlag, SockType, VsockAddr, connect, so
 use undercroft_protocol::{Opening, port, write_frame};
 
 /// The host's context id (virtio specification 1.2, section 5.10.4: 2 is the host's).
-const HOST_CID: u32 = 2;
+pub(crate) const HOST_CID: u32 = 2;
 
 /// Opens a connection and says what it is for. The socket blocks, and is closed on exec. An error if nobody listens on
 /// [`port::UNDERCROFT`], or the opening cannot be written.

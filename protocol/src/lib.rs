@@ -4,7 +4,7 @@
 //! numbers in [`port`]. Messages are postcard, one to a frame, and each frame carries the protocol's version, so that a
 //! peer of another version is recognised by its first eight bytes.
 //!
-//! Who speaks on which connection (all of them are opened by the guest, to the host's [`port::UNDERCROFT`]):
+//! Who speaks on which connection (opened by the guest, to the host's [`port::UNDERCROFT`]):
 //!
 //! | first frame ([`Opening`]) | then guest → host | then host → guest |
 //! | --- | --- | --- |
@@ -14,7 +14,8 @@
 //! | `Stream` | the bytes of a session's stdout, stderr or terminal | the bytes of its stdin or terminal, or of an import |
 //!
 //! One stream is not bytes but frames: that of the relay for the host's loopback ([`Command::Relay`](command::Command::Relay)),
-//! on which the guest sends [`RelayEvent`](network::RelayEvent)s and the host [`RelayRequest`](network::RelayRequest)s.
+//! on which the guest sends [`RelayEvent`](network::RelayEvent)s, and the host nothing. What has come in there is a connection that the
+//! host opens, to the VM's [`port::RELAY`]: it begins with a [`Destination`](network::Destination), which is no frame.
 //! Another is that for the host's name servers ([`Command::Resolver`](command::Command::Resolver)), with
 //! [`Question`](network::Question)s and [`Answer`](network::Answer)s.
 //!
@@ -33,10 +34,13 @@ pub mod splice;
 pub use frame::{FrameError, VERSION, read_frame, write_frame};
 pub use opening::{Opening, Token};
 
-/// vsock ports, in the host's port space (context id 2).
+/// vsock ports.
 pub mod port {
-    /// Every connection of the guest's init processes to the host.
+    /// Of the host (context id 2): every connection of the guest's init processes to it.
     pub const UNDERCROFT: u32 = 5000;
+    /// Of the VM: the host's connections to the relay. It takes a capability to listen below 1024 (LAST_RESERVED_PORT,
+    /// net/vmw_vsock/af_vsock.c).
+    pub const RELAY: u32 = 1000;
 }
 
 /// The context id of the utility VM itself. One VM has one vsock device, and nothing routes between VMs, so all can

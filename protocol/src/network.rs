@@ -7,8 +7,6 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use crate::opening::Token;
-
 /// How the VM's network card is to be set up.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Network {
@@ -136,8 +134,6 @@ pub struct Answer {
 pub enum RelayEvent {
     /// All that is listened for now, when it has changed; it takes the place of what was told before.
     Listening(Vec<Listener>),
-    /// Nobody takes the connection that was asked for with this token.
-    Refused(Token),
     /// Something that a person should read.
     Warning(String),
 }
@@ -157,17 +153,75 @@ pub struct Listener {
     pub pid: Option<u32>,
 }
 
-/// What the host asks of the relay.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub enum RelayRequest {
-    /// Connect there, and come back with the token; what comes on the one goes out on the other. With UDP the stream has
-    /// [`Datagrams`](crate::datagrams::Datagrams).
-    Connect {
-        /// For the stream's opening.
-        token: Token,
-        /// The distribution in whose own network that is; the VM's network otherwise.
-        network: Option<u32>,
-        /// An address there.
-        to: Endpoint,
-    },
+/// Where a connection of the host's to the relay goes on to: its first bytes. What comes on the one goes out on the other; with
+/// UDP the host's has [`Datagrams`](crate::datagrams::Datagrams).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Destination {
+    /// The distribution in whose own network that is; the VM's network otherwise.
+    pub network: Option<u32>,
+    /// An address there. (No scope: it is not one of a link's.)
+    pub to: Endpoint,
+}
+
+impl Destination {
+    /// Bytes of one.
+    pub const LENGTH: usize = 24;
+
+    /// Transport (0 TCP, 1 UDP) and, from bit 1 on, family (4, 6); whose network (0 the VM's, 1 a distribution's); the port, and that
+    /// distribution, little endian; the address, of IPv4's the first four bytes.
+    pub fn encode(&self) -> [u8; Self::LENGTH] {
+        let address = self.to.address;
+        let family = if address.is_ipv6() { 6 } else { 4 };
+        let mut bytes = [0; Self::LENGTH];
+        bytes[0] = family << 1 | u8::from(self.to.transport == Transport::Udp);
+        bytes[1] = self.network.is_some().into();
+        bytes[2..4].copy_from_slice(&address.port().to_le_bytes());
+        bytes[4..8].copy_from_slice(&self.network.unwrap_or(0).to_le_bytes());
+        match address.ip() {
+            IpAddr::V4(ip) => bytes[8..12].copy_from_slice(&ip.octets()),
+            IpAddr::V6(ip) => bytes[8..].copy_from_slice(&ip.octets()),
+        }
+        bytes
+    }
+
+    /// Nothing if that is none.
+    pub fn decode(bytes: &[u8; Self::LENGTH]) -> Option<Self> {
+        let [kind, whose, port_low, port_high, n0, n1, n2, n3, ip @ ..] = *bytes;
+        let ip: IpAddr = match kind >> 1 {
+            4 => [ip[0], ip[1], ip[2], ip[3]].into(),
+            6 => ip.into(),
+            _ => return None,
+        };
+        let network = match whose {
+            0 => None,
+            1 => Some(u32::from_le_bytes([n0, n1, n2, n3])),
+            _ => return None,
+        };
+        let transport = if kind & 1 == 1 { Transport::Udp } else { Transport::Tcp };
+        let address = SocketAddr::new(ip, u16::from_le_bytes([port_low, port_high]));
+        Some(Self { network, to: Endpoint { transport, address } })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_destination_comes_back() {
+        for (network, to) in [
+            (None, Endpoint::tcp("127.0.0.1:80".parse().unwrap())),
+            (Some(7), Endpoint::udp("[::1]:65535".parse().unwrap())),
+            (Some(u32::MAX), Endpoint::tcp("[fe80::1:2]:443".parse().unwrap())),
+        ] {
+            let destination = Destination { network, to };
+            assert_eq!(Destination::decode(&destination.encode()), Some(destination));
+        }
+        let good = Destination { network: None, to: Endpoint::tcp("127.0.0.1:80".parse().unwrap()) }.encode();
+        for (at, bad) in [(0, 0), (0, 10), (0, 255), (1, 2)] {
+            let mut bytes = good;
+            bytes[at] = bad;
+            assert_eq!(Destination::decode(&bytes), None);
+        }
+    }
 }

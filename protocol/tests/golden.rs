@@ -12,7 +12,7 @@ use undercroft_protocol::{
     },
     frame::encode,
     network::{
-        Address, Answer, Endpoint, Ends, Host, Listener, Names, Network, Question, RelayEvent, RelayRequest,
+        Address, Answer, Destination, Endpoint, Ends, Host, Listener, Names, Network, Question, RelayEvent,
         Transport, Wire,
     },
     opening::{GuestHello, Mark},
@@ -166,10 +166,12 @@ fn the_bytes_of_each_message() {
     let listener =
         Listener { at: to, network: None, distribution: Some(1), program: "httpd".into(), pid: Some(7) };
     line(o, "listening", &RelayEvent::Listening(vec![listener]));
-    line(o, "refused", &RelayEvent::Refused(token));
     line(o, "relay warning", &RelayEvent::Warning("w".into()));
-    line(o, "connect", &RelayRequest::Connect { token, network: None, to });
-    line(o, "connect udp", &RelayRequest::Connect { token, network: Some(3), to: Endpoint::udp(to.address) });
+    for (name, network, to) in [("tcp", None, to), ("udp", Some(3), Endpoint::udp(to.address))] {
+        let bytes = Destination { network, to }.encode();
+        let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+        o.push_str(&format!("destination {name}: {hex}\n"));
+    }
     line(o, "question", &Question { id: 3, transport: Transport::Udp, message: vec![1, 2] });
     line(o, "answer", &Answer { id: 3, message: vec![1, 2] });
 

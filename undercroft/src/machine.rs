@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeSet,
     fs::File,
-    os::fd::AsFd,
+    os::fd::{AsFd, AsRawFd},
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
@@ -32,7 +32,7 @@ use crate::{
     guest::{Guest, Pending, wrong},
     import::{Archive, Progress},
     network::{
-        Network, NetworkOptions, NetworkStatus, Plan,
+        Carrier, Network, NetworkOptions, NetworkStatus, Plan,
         ports::{Port, Publication},
     },
     store::{Attached, Disks, Held, Unpack},
@@ -129,16 +129,20 @@ impl Machine {
 
         let mut config = options.config;
         config.scsi = true;
-        config.vsock = Some(VsockConfig { cid: GUEST_CID as u32, socket });
+        let failed = |source| Error::System { what: "make a pair of sockets", source };
+        let (carrier, carried) = Carrier::pair().map_err(failed)?;
+        let carrier_fd = Some(carried.as_raw_fd());
+        config.vsock = Some(VsockConfig { cid: GUEST_CID as u32, socket, carrier_fd });
         config.serial = Output::File(log.path);
         let plan = Plan::new(options.network);
         config.network = plan.card();
         let (cpus, boot_mib, most_mib) = (config.cpus, config.memory_mib, config.max_memory_mib);
         let users = UserRanges::default();
         let (folders, devices) = Folders::start(options.folders, &users, kept, &board);
-        let (devices, sockets) = devices.into_iter().unzip();
+        let (devices, mut inherited): (_, Vec<_>) = devices.into_iter().unzip();
+        inherited.push(carried);
         config.folders = devices;
-        let vmm = Vmm::start(&options.vmm, config, sockets, kept.join("vmm.log"), &board)?;
+        let vmm = Vmm::start(&options.vmm, config, inherited, kept.join("vmm.log"), &board)?;
         running(vmm.stopper());
         let network = plan.start(&vmm, kept, &board)?;
         let hello = guest.greet(limit)?;
@@ -161,7 +165,7 @@ impl Machine {
             let limit = machine.guest.limit(30);
             machine.guest.ask_nothing("use the kernel's modules", Command::Modules { disk }, limit)?;
         }
-        machine.network.introduce(&machine.guest, machine.vmm.control())?;
+        machine.network.introduce(&machine.guest, machine.vmm.control(), carrier)?;
         Ok(machine)
     }
 

@@ -211,6 +211,11 @@ pub struct VsockConfig {
     pub cid: u32,
     /// The unix socket's path, and the beginning of the ports' paths.
     pub socket: PathBuf,
+    /// An inherited socket of sequenced packets (SOCK_SEQPACKET), if there is one, over which connected sockets are handed over. A
+    /// message is the guest's port, 32 bits little endian; 1 to 64 bytes that the guest reads before the socket's own; and
+    /// beside them the descriptor of a connected stream socket (SCM_RIGHTS). When the guest refuses it is closed.
+    #[serde(default)]
+    pub carrier_fd: Option<i32>,
 }
 
 /// A virtio-net device: one Ethernet card.

@@ -6,6 +6,7 @@
 use std::error::Error;
 use std::process::ExitCode;
 
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use undercroft_vmm::{Machine, MachineConfig, arguments, confine};
 
 const STATUS_ERROR: u8 = 1;
@@ -38,12 +39,20 @@ fn main() -> ExitCode {
 }
 
 fn run(config: MachineConfig) -> Result<undercroft_vmm::End, undercroft_vmm::Error> {
+    more_descriptors();
     let seccomp = config.seccomp;
     let mut machine = Machine::new(config)?;
     machine.end_on_signals()?;
     let running = machine.start()?;
     confine::enter(confine::ThreadKind::Main, seccomp)?;
     running.wait()
+}
+
+/// A connection is a descriptor, and a shell's limit is a thousand of them. What cannot be raised is left as it is.
+fn more_descriptors() {
+    if let Ok((_, hard)) = getrlimit(Resource::RLIMIT_NOFILE) {
+        let _ = setrlimit(Resource::RLIMIT_NOFILE, hard, hard);
+    }
 }
 
 /// An error and what caused it, on one line.

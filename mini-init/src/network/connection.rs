@@ -2,14 +2,13 @@
 
 use std::{
     fs::File,
-    io::{self, ErrorKind},
+    io::{self, ErrorKind, Read},
     net::{Shutdown, SocketAddr, TcpStream, UdpSocket},
     os::fd::{AsFd, AsRawFd, OwnedFd},
 };
 
 use nix::{
     errno::Errno,
-    fcntl::{FcntlArg, OFlag, fcntl},
     sys::{
         epoll::{Epoll, EpollEvent, EpollFlags},
         socket::{
@@ -19,13 +18,12 @@ use nix::{
     },
 };
 use undercroft_protocol::{
-    Token,
     datagrams::Datagrams,
-    network::{Endpoint, Transport},
+    network::{Destination, Transport},
     splice::{Scratch, Splice},
 };
 
-use super::relay::Dial;
+use super::own;
 
 /// Datagrams of one flow after which others have a turn.
 const TURN: usize = 64;
@@ -49,26 +47,34 @@ pub(super) struct Place<'a> {
     pub(super) token: u64,
 }
 
+/// A socket that has nothing to say yet, and there is always room for what is said to one that has just come.
+const READS: EpollFlags = EpollFlags::EPOLLIN.union(EpollFlags::EPOLLRDHUP).union(EpollFlags::EPOLLET);
+const BOTH: EpollFlags = READS.union(EpollFlags::EPOLLOUT);
+
 impl Place<'_> {
-    fn add(&self, fd: impl AsFd, side: u64) -> io::Result<()> {
-        let flags = EpollFlags::EPOLLIN | EpollFlags::EPOLLOUT | EpollFlags::EPOLLRDHUP | EpollFlags::EPOLLET;
+    fn add(&self, fd: impl AsFd, side: u64, flags: EpollFlags) -> io::Result<()> {
         Ok(self.epoll.add(fd, EpollEvent::new(flags, self.token + side))?)
+    }
+
+    /// The host's socket has been full: room for more is told from now on.
+    fn await_room(&self, host: impl AsFd) -> io::Result<()> {
+        Ok(self.epoll.modify(host, &mut EpollEvent::new(BOTH, self.token + 1))?)
     }
 }
 
 /// From the host to a listener.
 pub(super) enum Connection {
+    /// Which listener is not said yet. It is taken when that is said.
+    New(Option<File>),
     Stream(Stream),
     Flow(Flow),
 }
 
 impl Connection {
-    /// Begins one.
-    pub(super) fn begin(token: Token, to: Endpoint, dial: &Dial, place: &Place<'_>) -> io::Result<Self> {
-        match to.transport {
-            Transport::Tcp => Stream::begin(token, to.address, place).map(Self::Stream),
-            Transport::Udp => Flow::begin(token, to.address, dial, place).map(Self::Flow),
-        }
+    /// Begins one that the host has opened, which does not block.
+    pub(super) fn new(host: OwnedFd, place: &Place<'_>) -> io::Result<Self> {
+        place.add(&host, 1, READS)?;
+        Ok(Self::New(Some(host.into())))
     }
 
     /// A side is gone for both directions.
@@ -77,36 +83,51 @@ impl Connection {
             Self::Stream(stream) if is_host => stream.is_host_gone = true,
             Self::Stream(stream) => stream.is_local_gone = true,
             // The host's end is found when it is read; a listener that is gone may come back.
-            Self::Flow(_) => {}
+            Self::New(_) | Self::Flow(_) => {}
         }
     }
 
-    /// Goes on with it. `Err` with a token: nobody takes this connection.
-    pub(super) fn advance(
-        &mut self,
-        dial: &Dial,
-        place: &Place<'_>,
-        scratch: &mut Scratch,
-    ) -> Result<Fate, Option<Token>> {
-        let fate = match self {
+    /// Goes on with it. An error: nobody takes this connection, or one side has broken it off.
+    pub(super) fn advance(&mut self, place: &Place<'_>, scratch: &mut Scratch) -> io::Result<Fate> {
+        if let Self::New(host) = self {
+            let said = host.as_ref().map_or(Ok(None), destination)?;
+            let (Some(Destination { network, to }), Some(host)) = (said, host.take_if(|_| said.is_some()))
+            else {
+                return Ok(Fate::Waits);
+            };
+            *self = own::within(network, || match to.transport {
+                Transport::Tcp => Stream::begin(host, to.address, place).map(Self::Stream),
+                Transport::Udp => Flow::begin(host, to.address, place).map(Self::Flow),
+            })?;
+        }
+        match self {
+            Self::New(_) => Ok(Fate::Waits),
             Self::Flow(flow) => flow.advance(),
-            Self::Stream(stream) if stream.host.is_some() => stream.advance(scratch),
-            Self::Stream(stream) => match stream.answer(dial, place) {
-                Ok(true) => stream.advance(scratch),
-                Ok(false) => Ok(Fate::Waits),
-                Err(_) => return Err(Some(stream.token)),
-            },
-        };
-        fate.map_err(|_| None)
+            Self::Stream(stream) => stream.advance(place, scratch),
+        }
+    }
+}
+
+/// What the host says first. It is short, comes at once, and is nobody else's: it is there as a whole, or it is none.
+fn destination(mut host: &File) -> io::Result<Option<Destination>> {
+    let mut bytes = [0; Destination::LENGTH];
+    match host.read(&mut bytes) {
+        Ok(Destination::LENGTH) => {
+            Destination::decode(&bytes).map(Some).ok_or_else(|| ErrorKind::InvalidData.into())
+        }
+        Ok(_) => Err(ErrorKind::InvalidData.into()),
+        Err(error) if error.kind() == ErrorKind::WouldBlock => Ok(None),
+        Err(error) => Err(error),
     }
 }
 
 /// One by TCP.
 pub(super) struct Stream {
-    token: Token,
     local: TcpStream,
-    /// Once there is a local one.
-    host: Option<File>,
+    /// Whether the listener has taken it.
+    is_taken: bool,
+    host: File,
+    awaits_room: bool,
     inwards: Splice,
     outwards: Splice,
     is_closed_inwards: bool,
@@ -117,7 +138,7 @@ pub(super) struct Stream {
 }
 
 impl Stream {
-    fn begin(token: Token, to: SocketAddr, place: &Place<'_>) -> io::Result<Self> {
+    fn begin(host: File, to: SocketAddr, place: &Place<'_>) -> io::Result<Self> {
         let family = if to.is_ipv6() { AddressFamily::Inet6 } else { AddressFamily::Inet };
         let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
         let local = socket(family, SockType::Stream, flags, None)?;
@@ -130,11 +151,12 @@ impl Stream {
             Ok(()) | Err(Errno::EINPROGRESS) => {}
             Err(error) => return Err(error.into()),
         }
-        place.add(&local, 0)?;
+        place.add(&local, 0, BOTH)?;
         Ok(Self {
-            token,
             local: local.into(),
-            host: None,
+            is_taken: false,
+            host,
+            awaits_room: false,
             inwards: Splice::default(),
             outwards: Splice::default(),
             is_closed_inwards: false,
@@ -144,8 +166,11 @@ impl Stream {
         })
     }
 
-    /// Comes back to the host, if the listener has taken the connection; whether it has.
-    fn answer(&mut self, dial: &Dial, place: &Place<'_>) -> io::Result<bool> {
+    /// Whether the listener has taken the connection.
+    fn is_taken(&mut self) -> io::Result<bool> {
+        if self.is_taken {
+            return Ok(true);
+        }
         match getsockopt(&self.local, sockopt::SocketError)? {
             0 => {}
             error => return Err(io::Error::from_raw_os_error(error)),
@@ -156,22 +181,29 @@ impl Stream {
         let _ = self.local.set_nodelay(true);
         // From here on who does not read is waited for.
         setsockopt(&self.local, sockopt::TcpUserTimeout, &0)?;
-        self.host = Some(come_back(dial, self.token, place)?);
+        self.is_taken = true;
         Ok(true)
     }
 
     /// Moves what can be moved, and passes on that a side has ended.
-    fn advance(&mut self, scratch: &mut Scratch) -> io::Result<Fate> {
-        let Some(host) = &self.host else { return Ok(Fate::Waits) };
+    fn advance(&mut self, place: &Place<'_>, scratch: &mut Scratch) -> io::Result<Fate> {
+        if !self.is_taken()? {
+            return Ok(Fate::Waits);
+        }
+        let host = &self.host;
         let again = self.inwards.advance(host, &self.local, scratch)?
             | self.outwards.advance(&self.local, host, scratch)?;
+        if self.outwards.wants_to_write() && !self.awaits_room {
+            self.awaits_room = true;
+            place.await_room(host)?;
+        }
         if self.inwards.is_done() && !self.is_closed_inwards {
             self.is_closed_inwards = true;
             self.local.shutdown(Shutdown::Write)?;
         }
         if self.outwards.is_done() && !self.is_closed_outwards {
             self.is_closed_outwards = true;
-            shutdown(host.as_fd().as_raw_fd(), nix::sys::socket::Shutdown::Write)?;
+            shutdown(host.as_raw_fd(), nix::sys::socket::Shutdown::Write)?;
         }
         // Also when all that one side had was passed on, and it takes nothing more.
         let is_over = self.is_closed_inwards && (self.is_closed_outwards || self.is_host_gone)
@@ -193,14 +225,14 @@ pub(super) struct Flow {
 }
 
 impl Flow {
-    fn begin(token: Token, to: SocketAddr, dial: &Dial, place: &Place<'_>) -> io::Result<Self> {
+    fn begin(host: File, to: SocketAddr, place: &Place<'_>) -> io::Result<Self> {
         let any: SocketAddr =
             if to.is_ipv6() { "[::]:0" } else { "0.0.0.0:0" }.parse().map_err(io::Error::other)?;
         let local = UdpSocket::bind(any)?;
         local.connect(to)?;
         local.set_nonblocking(true)?;
-        place.add(&local, 0)?;
-        let host = come_back(dial, token, place)?;
+        place.add(&local, 0, BOTH)?;
+        place.await_room(&host)?;
         Ok(Self { local, host, datagrams: Datagrams::default() })
     }
 
@@ -226,12 +258,4 @@ impl Flow {
         }
         Ok(if again { Fate::Again } else { Fate::Waits })
     }
-}
-
-fn come_back(dial: &Dial, token: Token, place: &Place<'_>) -> io::Result<File> {
-    let host: OwnedFd = dial(token)?;
-    let flags = OFlag::from_bits_retain(fcntl(&host, FcntlArg::F_GETFL)?);
-    fcntl(&host, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK))?;
-    place.add(&host, 1)?;
-    Ok(host.into())
 }

@@ -1,5 +1,5 @@
-//! The relay: what is listened for in the VM is told to the host, which listens for it on its own loopback; and for each
-//! connection that comes in there, one goes out here.
+//! The relay: what is listened for in the VM is told to the host, which listens for it on its own loopback; and a connection that
+//! comes in there is carried to this one's door, and goes on from here.
 //!
 //! It is a child of mini-init's, so that PID 1 never waits for it. One thread, one epoll, edge-triggered: each connection is
 //! two sockets and what is on its way between them ([`Connection`]), a bounded part of memory.
@@ -13,13 +13,17 @@ use std::{
 
 use nix::{
     errno::Errno,
-    sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout},
+    sys::{
+        epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout},
+        resource::{Resource, getrlimit, setrlimit},
+    },
 };
-use undercroft_guest::{channel::Channel, host};
+use undercroft_guest::{channel::Channel, door::Door, host};
 use undercroft_protocol::{
     Opening, Token,
     command::{Done, Failure},
-    network::{Endpoint, Listener, RelayEvent, RelayRequest},
+    network::{Listener, RelayEvent},
+    port,
     splice::Scratch,
 };
 
@@ -27,15 +31,14 @@ use super::{
     bpf::Bell,
     connection::{Connection, Fate, Place},
     listeners::Listeners,
-    own,
 };
 use crate::{
     early::DISTRIBUTIONS,
     jobs::{Mouth, Word, system},
 };
 
-/// Connections at a time. The host has the same limit; more are refused.
-const CONNECTIONS_MAX: usize = 1024;
+/// Connections at a time. The VMM carries as many; more are refused.
+const CONNECTIONS_MAX: usize = 2048;
 /// A socket that ends is still in /proc when the bell rings for it; and a program is not yet known by its name.
 const SETTLED: Duration = Duration::from_millis(20);
 /// How often that time is doubled to look for whose a listener is: 2.5 s in all.
@@ -44,27 +47,31 @@ const DOUBLINGS: u32 = 6;
 const PERIOD: Duration = Duration::from_millis(50);
 const PERIOD_IDLE: Duration = Duration::from_secs(1);
 
-/// Tokens of epoll: the host's channel, the bell, and from there on two for each connection.
+/// Tokens of epoll: the host's channel, the bell, the door, and from there on two for each connection.
 const CHANNEL: u64 = 0;
 const BELL: u64 = 1;
-const FIRST: u64 = 2;
+const DOOR: u64 = 2;
+const FIRST: u64 = 4;
 
 /// Runs until the host closes its side. That it has connected is answered by the way.
 pub(crate) fn run(token: Token, mouth: &mut Mouth) -> Result<Done, Failure> {
     const WHAT: &str = "starting the relay for the host's loopback";
-    let dial: Dial = Box::new(|token| host::connect_as(&Opening::Stream(token)));
-    let relay = dial(token).and_then(|host| Relay::new(host, dial)).map_err(system(WHAT))?;
+    // Each connection has two descriptors.
+    if let Ok((_, hard)) = getrlimit(Resource::RLIMIT_NOFILE) {
+        let _ = setrlimit(Resource::RLIMIT_NOFILE, hard, hard);
+    }
+    let door = Door::at(port::RELAY).map_err(system(WHAT))?;
+    let host = host::connect_as(&Opening::Stream(token)).map_err(system(WHAT))?;
+    let relay = Relay::new(host, door).map_err(system(WHAT))?;
     mouth.say(&Word::Answer(Ok(Done::Nothing)));
     // Nobody listens to this child any more; the host sees its connection end.
     let _ = relay.serve();
     Ok(Done::Nothing)
 }
 
-/// Opens a stream to the host with a token.
-pub(super) type Dial = Box<dyn Fn(Token) -> io::Result<OwnedFd> + Send>;
-
 struct Relay {
-    dial: Dial,
+    door: Door,
+    is_accept_due: bool,
     epoll: Epoll,
     channel: Channel,
     bell: Option<Bell>,
@@ -83,10 +90,11 @@ struct Relay {
 }
 
 impl Relay {
-    fn new(socket: OwnedFd, dial: Dial) -> io::Result<Self> {
+    fn new(socket: OwnedFd, door: Door) -> io::Result<Self> {
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
         let mut channel = Channel::new(socket)?;
         epoll.add(&channel, EpollEvent::new(EpollFlags::EPOLLIN, CHANNEL))?;
+        epoll.add(&door, EpollEvent::new(EpollFlags::EPOLLIN | EpollFlags::EPOLLET, DOOR))?;
         let bell = match Bell::at(DISTRIBUTIONS) {
             Ok(bell) => {
                 epoll.add(&bell, EpollEvent::new(EpollFlags::EPOLLIN, BELL))?;
@@ -102,7 +110,8 @@ impl Relay {
             }
         };
         Ok(Self {
-            dial,
+            door,
+            is_accept_due: false,
             epoll,
             channel,
             bell,
@@ -127,12 +136,10 @@ impl Relay {
             };
             for event in &events[..count] {
                 match event.data() {
-                    CHANNEL => {
-                        if !self.hear()? {
-                            return Ok(());
-                        }
-                    }
+                    // The host has nothing to say but that it is gone.
+                    CHANNEL => return Ok(()),
                     BELL => self.ring(),
+                    DOOR => self.accept(),
                     token => {
                         let id = (token - FIRST) / 2;
                         if event.events().intersects(EpollFlags::EPOLLHUP | EpollFlags::EPOLLERR)
@@ -148,6 +155,9 @@ impl Relay {
                 if let Some(id) = self.again.pop_front() {
                     self.advance(id);
                 }
+            }
+            if self.is_accept_due {
+                self.accept();
             }
             if self.look_at.is_some_and(|at| at <= Instant::now()) {
                 self.look()?;
@@ -168,18 +178,6 @@ impl Relay {
         let Some(until) = until else { return EpollTimeout::NONE };
         // One more than the remaining milliseconds, so that it is due then.
         EpollTimeout::try_from(until.as_millis() + 1).unwrap_or(EpollTimeout::MAX)
-    }
-
-    /// Takes the host's requests; false if it has none any more.
-    fn hear(&mut self) -> io::Result<bool> {
-        let (requests, end) = self.channel.receive::<RelayRequest>();
-        for request in requests {
-            let RelayRequest::Connect { token, network, to } = request;
-            if self.connect(token, network, to).is_err() {
-                self.channel.send(&RelayEvent::Refused(token))?;
-            }
-        }
-        Ok(end.is_none())
     }
 
     fn ring(&mut self) {
@@ -222,31 +220,33 @@ impl Relay {
         Ok(())
     }
 
-    fn connect(&mut self, token: Token, network: Option<u32>, to: Endpoint) -> io::Result<()> {
-        if self.connections.len() >= CONNECTIONS_MAX {
-            return Err(io::ErrorKind::ResourceBusy.into());
+    /// Takes the connections that have come.
+    fn accept(&mut self) {
+        loop {
+            let host = self.door.accept();
+            // There may be no descriptors for another, until one ends.
+            self.is_accept_due = host.is_err();
+            let Ok(Some(host)) = host else { return };
+            if self.connections.len() >= CONNECTIONS_MAX {
+                continue;
+            }
+            let id = self.next;
+            self.next += 1;
+            if let Ok(connection) = Connection::new(host, &place(&self.epoll, id)) {
+                self.connections.insert(id, connection);
+            }
         }
-        let id = self.next;
-        self.next += 1;
-        let begin = || Connection::begin(token, to, &self.dial, &place(&self.epoll, id));
-        let connection = own::within(network, begin)?;
-        self.connections.insert(id, connection);
-        self.advance(id);
-        Ok(())
     }
 
     /// Goes on with a connection; one that has ended meanwhile is no more.
     fn advance(&mut self, id: u64) {
         let Some(connection) = self.connections.get_mut(&id) else { return };
-        match connection.advance(&self.dial, &place(&self.epoll, id), &mut self.scratch) {
-            Ok(Fate::Waits) => return,
-            Ok(Fate::Again) => return self.again.push_back(id),
-            // A host that does not hear it waits in vain for a while.
-            Err(Some(token)) => drop(self.channel.send(&RelayEvent::Refused(token))),
+        match connection.advance(&place(&self.epoll, id), &mut self.scratch) {
+            Ok(Fate::Waits) => {}
+            Ok(Fate::Again) => self.again.push_back(id),
             // What one side has broken off, the other sees end.
-            Ok(Fate::Over) | Err(None) => {}
+            Ok(Fate::Over) | Err(_) => drop(self.connections.remove(&id)),
         }
-        self.connections.remove(&id);
     }
 }
 
@@ -265,33 +265,35 @@ mod tests {
     use std::{
         io::{Read, Write},
         net::{Shutdown, SocketAddr, TcpListener, UdpSocket},
-        os::unix::net::UnixStream,
-        sync::mpsc::{Receiver, channel},
+        os::unix::net::{UnixListener, UnixStream},
+        sync::mpsc::channel,
         thread::{self, JoinHandle},
     };
 
-    use undercroft_protocol::{datagrams::Datagrams, read_frame, write_frame};
+    use tempfile::TempDir;
+    use undercroft_protocol::{
+        datagrams::Datagrams,
+        network::{Destination, Endpoint},
+        read_frame,
+    };
 
     use super::*;
 
-    /// A relay, and its host: the channel, and the streams that come back.
+    /// A relay, and its host: the channel, and the way to the door.
     struct Host {
         channel: UnixStream,
-        streams: Receiver<(Token, UnixStream)>,
+        folder: TempDir,
         relay: JoinHandle<io::Result<()>>,
     }
 
     impl Host {
         fn new() -> Self {
             let (channel, theirs) = UnixStream::pair().unwrap();
-            let (tell, streams) = std::sync::mpsc::channel();
-            let dial: Dial = Box::new(move |token| {
-                let (ours, theirs) = UnixStream::pair()?;
-                tell.send((token, ours)).map_err(io::Error::other)?;
-                Ok(theirs.into())
-            });
-            let relay = thread::spawn(move || Relay::new(theirs.into(), dial)?.serve());
-            Self { channel, streams, relay }
+            let folder = tempfile::tempdir().unwrap();
+            let listener = UnixListener::bind(folder.path().join("door")).unwrap();
+            listener.set_nonblocking(true).unwrap();
+            let relay = thread::spawn(move || Relay::new(theirs.into(), Door::of(listener))?.serve());
+            Self { channel, folder, relay }
         }
 
         fn event(&mut self) -> RelayEvent {
@@ -315,9 +317,10 @@ mod tests {
             }
         }
 
-        fn connect(&mut self, token: Token, to: SocketAddr) {
-            let to = Endpoint::tcp(to);
-            write_frame(&mut self.channel, &RelayRequest::Connect { token, network: None, to }).unwrap();
+        fn connect(&self, to: Endpoint) -> UnixStream {
+            let mut stream = UnixStream::connect(self.folder.path().join("door")).unwrap();
+            stream.write_all(&Destination { network: None, to }.encode()).unwrap();
+            stream
         }
     }
 
@@ -327,11 +330,8 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         host.until(address, true);
-        let token = Token([7; 16]);
-        host.connect(token, address);
+        let mut stream = host.connect(Endpoint::tcp(address));
         let (mut local, _) = listener.accept().unwrap();
-        let (came, mut stream) = host.streams.recv().unwrap();
-        assert_eq!(came, token);
         let question: Vec<u8> = (0..200_000_u32).map(|n| (n / 7) as u8).collect();
         let sent = question.clone();
         let mut writer = stream.try_clone().unwrap();
@@ -352,14 +352,16 @@ mod tests {
         assert_eq!(answer, "answer");
         drop(listener);
         host.until(address, false);
-        let refused = Token([8; 16]);
-        host.connect(refused, address);
-        assert_eq!(host.event(), RelayEvent::Refused(refused));
+        // Nobody is there, and what is said is no destination.
+        assert_eq!(host.connect(Endpoint::tcp(address)).read(&mut [0]).unwrap(), 0);
+        let mut stream = UnixStream::connect(host.folder.path().join("door")).unwrap();
+        stream.write_all(&[7; Destination::LENGTH]).unwrap();
+        assert_eq!(stream.read(&mut [0]).unwrap(), 0);
         // A client that goes away without a word.
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        host.connect(token, listener.local_addr().unwrap());
+        let stream = host.connect(Endpoint::tcp(listener.local_addr().unwrap()));
         let (mut local, _) = listener.accept().unwrap();
-        drop(host.streams.recv().unwrap());
+        drop(stream);
         assert_eq!(local.read(&mut [0]).unwrap(), 0);
         drop(host.channel);
         host.relay.join().unwrap().unwrap();
@@ -367,13 +369,10 @@ mod tests {
 
     #[test]
     fn datagrams_go_both_ways_until_the_host_ends_the_flow() {
-        let mut host = Host::new();
+        let host = Host::new();
         let server = UdpSocket::bind("127.0.0.1:0").unwrap();
         let to = Endpoint::udp(server.local_addr().unwrap());
-        let token = Token([9; 16]);
-        write_frame(&mut host.channel, &RelayRequest::Connect { token, network: None, to }).unwrap();
-        let (came, stream) = host.streams.recv().unwrap();
-        assert_eq!(came, token);
+        let stream = host.connect(to);
         let mut datagrams = Datagrams::default();
         for question in [&b"one"[..], b"", &[7; 9000]] {
             assert!(datagrams.send(&stream, question).unwrap());

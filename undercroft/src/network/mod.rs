@@ -40,6 +40,7 @@ use addresses::Addresses;
 use names::{NameKeeper, Servers};
 use passt::{Passt, State};
 use ports::{Port, Ports, Publication};
+pub(crate) use relay::Carrier;
 use resolver::RESOLV_CONF;
 
 /// The name by which distributions call the host.
@@ -227,7 +228,12 @@ impl fmt::Debug for Network {
 
 impl Network {
     /// Tells the guest, which has its modules now. That the card is set up is not waited for.
-    pub(crate) fn introduce(&mut self, guest: &Arc<Guest>, control: &Control) -> Result<()> {
+    pub(crate) fn introduce(
+        &mut self,
+        guest: &Arc<Guest>,
+        control: &Control,
+        carrier: Carrier,
+    ) -> Result<()> {
         let nat = matches!(self.plan.options.mode, NetworkMode::Nat(_)) && self.passt.is_some();
         let (mtu, addresses, gateways) = match &self.plan.options.mode {
             NetworkMode::Nat(nat) if self.passt.is_some() => {
@@ -255,7 +261,8 @@ impl Network {
         }
         if self.plan.options.localhost {
             let options = &self.plan.options;
-            self.ports = Some(Ports::start(guest, options.ignored_ports.clone(), options.published.clone())?);
+            let (ignored, published) = (options.ignored_ports.clone(), options.published.clone());
+            self.ports = Some(Ports::start(guest, carrier, ignored, published)?);
         }
         Ok(())
     }

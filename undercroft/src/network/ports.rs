@@ -8,7 +8,7 @@ use std::{
     collections::BTreeMap,
     fmt,
     io::{self, ErrorKind},
-    net::{SocketAddr, TcpListener, UdpSocket},
+    net::{Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket},
     os::{
         fd::{AsFd, BorrowedFd},
         unix::net::UnixStream,
@@ -30,7 +30,7 @@ use undercroft_protocol::{
 
 use super::{
     flows::Flows,
-    relay::{Relay, Wire},
+    relay::{Carrier, Goal, Relay},
     wanted::{Published, Want, Whose, wanted},
 };
 use crate::{
@@ -65,6 +65,8 @@ pub struct Port {
 /// The ports of a running machine. Nothing is listened for any more once this is dropped.
 pub(crate) struct Ports {
     shared: Arc<Shared>,
+    /// That of the relay in the VM.
+    channel: UnixStream,
     threads: Vec<JoinHandle<()>>,
 }
 
@@ -170,14 +172,19 @@ impl Shared {
 
 impl Ports {
     /// Has the guest start its relay, and listens for what it tells.
-    pub(super) fn start(guest: &Arc<Guest>, ignored: Vec<u16>, published: Vec<Endpoint>) -> Result<Self> {
+    pub(super) fn start(
+        guest: &Arc<Guest>,
+        carrier: Carrier,
+        ignored: Vec<u16>,
+        published: Vec<Endpoint>,
+    ) -> Result<Self> {
         let failed = |source| crate::Error::System { what: "make a pair of sockets", source };
         let expected = Expected::new(&guest.board)?;
         let limit = guest.limit(10);
         guest.ask_nothing("relay the host's loopback", Command::Relay { token: expected.token() }, limit)?;
         let mut events = expected.wait("the relay's connection", limit)?;
-        let relay =
-            Arc::new(Relay::new(guest.board.clone(), Wire::new(events.try_clone().map_err(failed)?), limit));
+        let channel = events.try_clone().map_err(failed)?;
+        let relay = Arc::new(Relay::new(guest.board.clone(), carrier));
         let (wake, woken) = UnixStream::pair().map_err(failed)?;
         for end in [&wake, &woken] {
             end.set_nonblocking(true).map_err(failed)?;
@@ -207,14 +214,13 @@ impl Ports {
                             board.warn(trouble);
                         }
                     }
-                    RelayEvent::Refused(token) => hearing.relay.refuse(token),
                     RelayEvent::Warning(text) => board.warn(text),
                 }
             }
             // The relay is gone: nothing is there that could be reached.
             hearing.take(Vec::new());
         })?;
-        Ok(Self { shared, threads: vec![accepter, listener] })
+        Ok(Self { shared, channel, threads: vec![accepter, listener] })
     }
 
     /// Has everybody reach a port of this distribution's there, where that can be at all, as long as what this gives.
@@ -250,7 +256,8 @@ impl Ports {
 
 impl Drop for Ports {
     fn drop(&mut self) {
-        self.shared.relay.hang_up();
+        // It may be gone already.
+        let _ = self.channel.shutdown(Shutdown::Both);
         drop(self.shared.wake.lock().unwrap_or_else(PoisonError::into_inner).take());
         for thread in self.threads.drain(..) {
             // A panic of it was printed.
@@ -365,15 +372,21 @@ fn listen(want: &Want, who: &str) -> (Option<Socket>, Option<String>) {
 }
 
 fn accept(shared: &Shared, woken: &UnixStream) {
+    // What has come when there were as many connections as there can be.
+    let mut held: Option<(TcpStream, Goal)> = None;
     loop {
+        if let Some((stream, to)) = held.take() {
+            held = shared.relay.connect(stream, to).map(|stream| (stream, to));
+        }
         let sockets: Vec<(Want, Arc<Socket>)> =
             shared.open().iter().filter_map(|(want, open)| Some((*want, open.socket.clone()?))).collect();
         let mut fds: Vec<PollFd<'_>> = vec![PollFd::new(woken.as_fd(), PollFlags::POLLIN)];
         fds.extend(sockets.iter().map(|(_, socket)| PollFd::new(socket.as_fd(), PollFlags::POLLIN)));
-        // Who has as many connections as there can be takes no more: they wait in the kernel, which bounds them, too.
-        let is_full = shared.relay.is_full();
-        let (count, timeout) =
-            if is_full { (1, PollTimeout::from(20_u16)) } else { (fds.len(), PollTimeout::NONE) };
+        // As long as one waits no more are taken: they wait in the kernel, which bounds them, too.
+        let (count, timeout) = match held {
+            Some(_) => (1, PollTimeout::from(20_u16)),
+            None => (fds.len(), PollTimeout::NONE),
+        };
         match poll(&mut fds[..count], timeout) {
             Ok(_) | Err(nix::errno::Errno::EINTR) => {}
             Err(_) => return,
@@ -393,7 +406,13 @@ fn accept(shared: &Shared, woken: &UnixStream) {
             match &**socket {
                 Socket::Datagrams(socket) => shared.flows.take(socket, want.goal()),
                 Socket::Stream(listener) => match listener.accept() {
-                    Ok((stream, _)) => shared.relay.connect(stream, want.goal()),
+                    Ok((stream, _)) => {
+                        let to = want.goal();
+                        held = shared.relay.connect(stream, to).map(|stream| (stream, to));
+                        if held.is_some() {
+                            break;
+                        }
+                    }
                     Err(error) if error.kind() == ErrorKind::WouldBlock => {}
                     // Out of descriptors or memory: a little later there may be some.
                     Err(_) => std::thread::sleep(Duration::from_millis(20)),

@@ -1,54 +1,66 @@
-//! Connections from the host's loopback into the VM: a thread for each, two sockets, and what is on its way between them. A thread
-//! that has done with one waits a while for another.
+//! Connections from the host's loopback into the VM: the VMM carries them there, as they are ([`Carrier`]).
 
 use std::{
-    collections::{HashSet, VecDeque},
-    io,
-    net::{Shutdown, TcpStream},
-    os::{fd::AsFd, unix::net::UnixStream},
-    sync::{
-        Arc, Condvar, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicUsize, Ordering},
+    io::{self, IoSlice},
+    net::TcpStream,
+    os::{
+        fd::{AsFd, AsRawFd, OwnedFd},
+        unix::net::UnixStream,
     },
+    sync::Arc,
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::{
+    errno::Errno,
+    sys::socket::{AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, sendmsg, socketpair},
+};
 use undercroft_protocol::{
-    Token,
-    network::{Endpoint, RelayRequest, Transport},
-    splice::{Scratch, Splice},
-    write_frame,
+    network::{Destination, Endpoint, Transport},
+    port,
 };
 
 use super::peer;
-use crate::{board::Board, door::Expected};
+use crate::board::Board;
 
-/// Connections at a time. The relay in the VM has the same limit.
-const CONNECTIONS_MAX: usize = 1024;
-/// A connection's thread has no more than this.
-const STACK: usize = 128 << 10;
-/// How long a thread waits for another connection, and how many do, because short ones often come one after the other.
-const IDLE: Duration = Duration::from_secs(5);
-const IDLE_MAX: usize = 8;
+/// How long, and how often, a stream is tried to be handed over.
+const PATIENCE: Duration = Duration::from_secs(10);
+const RETRY: Duration = Duration::from_millis(20);
 
-/// What is said to the relay in the VM.
+/// A way to hand sockets over to the VMM, each with where in the VM it goes on.
 #[derive(Debug)]
-pub(super) struct Wire(Mutex<UnixStream>);
+pub(crate) struct Carrier(OwnedFd);
 
-impl Wire {
-    pub(super) fn new(stream: UnixStream) -> Self {
-        Self(Mutex::new(stream))
+impl Carrier {
+    /// One, and the end that is the VMM's.
+    ///
+    /// # Errors
+    /// The system call's.
+    pub(crate) fn pair() -> io::Result<(Self, OwnedFd)> {
+        let (ours, theirs) =
+            socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)?;
+        Ok((Self(ours), theirs))
     }
 
-    fn say(&self, request: &RelayRequest) -> bool {
-        write_frame(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner), request).is_ok()
-    }
-
-    fn hang_up(&self) {
-        // It may be gone already.
-        let _ = self.0.lock().unwrap_or_else(PoisonError::into_inner).shutdown(Shutdown::Both);
+    /// Hands over a connected socket; false if the VMM does not take another now.
+    fn carry(&self, socket: impl AsFd, to: &Goal) -> io::Result<bool> {
+        let Goal { network, at, .. } = *to;
+        let (port, destination) = (port::RELAY.to_le_bytes(), Destination { network, to: at }.encode());
+        let fds = [socket.as_fd().as_raw_fd()];
+        let sent = sendmsg::<()>(
+            self.0.as_raw_fd(),
+            &[IoSlice::new(&port), IoSlice::new(&destination)],
+            &[ControlMessage::ScmRights(&fds)],
+            MsgFlags::MSG_NOSIGNAL | MsgFlags::MSG_DONTWAIT,
+            None,
+        );
+        match sent {
+            Ok(_) => Ok(true),
+            // The last two: more descriptors on their way than a user may have (unix(7)).
+            Err(Errno::EAGAIN | Errno::ENOBUFS | Errno::ETOOMANYREFS) => Ok(false),
+            Err(error) => Err(error.into()),
+        }
     }
 }
 
@@ -63,53 +75,16 @@ pub(super) struct Goal {
     pub(super) is_for_all: bool,
 }
 
-/// The connections of a machine.
+/// The way of a machine's connections.
 #[derive(Debug)]
 pub(super) struct Relay {
     board: Arc<Board>,
-    wire: Wire,
-    patience: Duration,
-    count: AtomicUsize,
-    /// Those that wait for the guest to come back, and those of them that it will not.
-    refused: Mutex<HashSet<Token>>,
-    waiting: Mutex<Waiting>,
-    come: Condvar,
-}
-
-/// Connections that have come, and the threads that wait for them; never more of the first than of the second.
-#[derive(Debug, Default)]
-struct Waiting {
-    connections: VecDeque<(TcpStream, Goal)>,
-    threads: usize,
-    has_ended: bool,
+    carrier: Carrier,
 }
 
 impl Relay {
-    /// `patience` is how long the guest may take to come back.
-    pub(super) fn new(board: Arc<Board>, wire: Wire, patience: Duration) -> Self {
-        Self {
-            board,
-            wire,
-            patience,
-            count: AtomicUsize::new(0),
-            refused: Mutex::default(),
-            waiting: Mutex::default(),
-            come: Condvar::new(),
-        }
-    }
-
-    pub(super) fn is_full(&self) -> bool {
-        self.count.load(Ordering::Acquire) >= CONNECTIONS_MAX
-    }
-
-    pub(super) fn hang_up(&self) {
-        self.wire.hang_up();
-        self.waiting().has_ended = true;
-        self.come.notify_all();
-    }
-
-    fn waiting(&self) -> MutexGuard<'_, Waiting> {
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    pub(super) fn new(board: Arc<Board>, carrier: Carrier) -> Self {
+        Self { board, carrier }
     }
 
     /// Tells people.
@@ -117,187 +92,95 @@ impl Relay {
         self.board.warn(text);
     }
 
-    /// Nobody takes the connection of this token.
-    pub(super) fn refuse(&self, token: Token) {
-        // Only one that is waited for is noted, so that there are never more than connections.
-        self.board.update(|state| {
-            if state.tokens.contains_key(&token) {
-                self.refused.lock().unwrap_or_else(PoisonError::into_inner).insert(token);
-            }
-        });
-    }
-
-    /// Takes a connection that has come in, and connects it with its goal in the VM.
-    pub(super) fn connect(self: &Arc<Self>, outside: TcpStream, to: Goal) {
-        self.count.fetch_add(1, Ordering::AcqRel);
-        let mut waiting = self.waiting();
-        if waiting.threads > waiting.connections.len() {
-            waiting.connections.push_back((outside, to));
-            drop(waiting);
-            self.come.notify_one();
-            return;
-        }
-        drop(waiting);
-        let relay = self.clone();
-        let work = move || {
-            let mut scratch = Scratch::default();
-            let mut next = Some((outside, to));
-            while let Some((outside, to)) = next {
-                // Whatever went wrong, both sides see their connection end.
-                let _ = relay.run(&outside, to, &mut scratch);
-                drop(outside);
-                relay.count.fetch_sub(1, Ordering::AcqRel);
-                next = relay.next();
-            }
+    /// Takes a connection that has come in. Gives it back if there are as many as there can be; whatever else goes wrong, its
+    /// other side sees it end.
+    pub(super) fn connect(&self, outside: TcpStream, to: Goal) -> Option<TcpStream> {
+        let is_welcome = || -> io::Result<bool> {
+            Ok(peer::is_welcome(Transport::Tcp, outside.peer_addr()?, outside.local_addr()?))
         };
-        if thread::Builder::new().name("localhost".into()).stack_size(STACK).spawn(work).is_err() {
-            self.count.fetch_sub(1, Ordering::AcqRel);
-        }
-    }
-
-    /// The next connection for a thread that has done with one; nothing if there is none for a while.
-    fn next(&self) -> Option<(TcpStream, Goal)> {
-        let mut waiting = self.waiting();
-        if waiting.threads >= IDLE_MAX {
+        if !to.is_for_all && !is_welcome().unwrap_or(false) {
             return None;
         }
-        waiting.threads += 1;
-        let is_idle = |waiting: &mut Waiting| waiting.connections.is_empty() && !waiting.has_ended;
-        let waited = self.come.wait_timeout_while(waiting, IDLE, is_idle);
-        let (mut waiting, _) = waited.unwrap_or_else(PoisonError::into_inner);
-        waiting.threads -= 1;
-        waiting.connections.pop_front()
-    }
-
-    fn run(&self, outside: &TcpStream, to: Goal, scratch: &mut Scratch) -> io::Result<()> {
-        if !to.is_for_all && !peer::is_welcome(Transport::Tcp, outside.peer_addr()?, outside.local_addr()?) {
-            return Err(io::ErrorKind::PermissionDenied.into());
-        }
-        let inside = self.reach(to)?;
-        outside.set_nonblocking(true)?;
-        inside.set_nonblocking(true)?;
         let _ = outside.set_nodelay(true);
-        pass(outside, &inside, scratch)
+        let has_to_wait = matches!(self.carrier.carry(&outside, &to), Ok(false));
+        has_to_wait.then_some(outside)
     }
 
-    /// A stream that the relay in the VM passes on to there.
+    /// A stream that the relay in the VM passes on to there; it is waited for if there are as many as there can be.
     pub(super) fn reach(&self, to: Goal) -> io::Result<UnixStream> {
-        let expected = Expected::new(&self.board).map_err(io::Error::other)?;
-        let token = expected.token();
-        if !self.wire.say(&RelayRequest::Connect { token, network: to.network, to: to.at }) {
-            return Err(io::ErrorKind::NotConnected.into());
-        }
-        let inside = self.board.wait("the relay's answer", Some(self.patience), |state| {
-            if let Some(stream) = expected.take(state) {
-                return Some(Ok(Some(stream)));
+        let (ours, theirs) = UnixStream::pair()?;
+        let end = Instant::now() + PATIENCE;
+        while !self.carrier.carry(&theirs, &to)? {
+            if Instant::now() > end {
+                return Err(io::ErrorKind::TimedOut.into());
             }
-            let refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner).remove(&token);
-            refused.then_some(Ok(None))
-        });
-        inside.ok().flatten().ok_or_else(|| io::ErrorKind::ConnectionRefused.into())
-    }
-}
-
-/// Passes bytes both ways until both have ended.
-fn pass(outside: &TcpStream, inside: &UnixStream, scratch: &mut Scratch) -> io::Result<()> {
-    let (mut inwards, mut outwards) = (Splice::default(), Splice::default());
-    let (mut is_closed_inwards, mut is_closed_outwards) = (false, false);
-    let (mut is_gone_outside, mut is_gone_inside) = (false, false);
-    loop {
-        let again =
-            inwards.advance(outside, inside, scratch)? | outwards.advance(inside, outside, scratch)?;
-        if inwards.is_done() && !is_closed_inwards {
-            is_closed_inwards = true;
-            inside.shutdown(Shutdown::Write)?;
+            thread::sleep(RETRY);
         }
-        if outwards.is_done() && !is_closed_outwards {
-            is_closed_outwards = true;
-            outside.shutdown(Shutdown::Write)?;
-        }
-        if is_closed_inwards && is_closed_outwards {
-            return Ok(());
-        }
-        if again {
-            continue;
-        }
-        let interest = |reads: &Splice, writes: &Splice| {
-            let mut flags = PollFlags::empty();
-            flags.set(PollFlags::POLLIN, reads.wants_to_read());
-            flags.set(PollFlags::POLLOUT, writes.wants_to_write());
-            flags
-        };
-        // A side that is gone says so again and again: it is asked only for what there may be to read.
-        let mut fds = Vec::with_capacity(2);
-        if !is_gone_outside || inwards.wants_to_read() {
-            fds.push((true, PollFd::new(outside.as_fd(), interest(&inwards, &outwards))));
-        }
-        if !is_gone_inside || outwards.wants_to_read() {
-            fds.push((false, PollFd::new(inside.as_fd(), interest(&outwards, &inwards))));
-        }
-        let mut polled: Vec<PollFd<'_>> = fds.iter().map(|(_, fd)| fd.clone()).collect();
-        match poll(&mut polled, PollTimeout::NONE) {
-            Ok(_) | Err(nix::errno::Errno::EINTR) => {}
-            Err(error) => return Err(error.into()),
-        }
-        for ((is_outside, _), fd) in fds.iter().zip(&polled) {
-            let gone = PollFlags::POLLHUP | PollFlags::POLLERR;
-            let is_gone = fd.revents().is_some_and(|events| events.intersects(gone));
-            *(if *is_outside { &mut is_gone_outside } else { &mut is_gone_inside }) |= is_gone;
-        }
-        // All that one side had was passed on, and it takes nothing more.
-        if is_gone_outside && is_closed_inwards || is_gone_inside && is_closed_outwards {
-            return Ok(());
-        }
+        Ok(ours)
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use std::{
-        io::{Read, Write},
+        io::{IoSliceMut, Read, Write},
         net::TcpListener,
+        os::fd::RawFd,
     };
 
-    /// A connection with a program at its other end, passed on to a stream with another.
-    fn passed() -> (TcpStream, UnixStream, thread::JoinHandle<io::Result<()>>) {
+    use nix::sys::socket::{ControlMessageOwned, recv, recvmsg};
+
+    use super::*;
+
+    #[test]
+    fn a_connection_is_handed_over_with_where_it_goes() {
+        let (carrier, vmm) = Carrier::pair().unwrap();
+        let relay = Relay::new(Arc::new(Board::new(None)), carrier);
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-        let outside = listener.accept().unwrap().0;
-        let (inside, server) = UnixStream::pair().unwrap();
-        outside.set_nonblocking(true).unwrap();
-        inside.set_nonblocking(true).unwrap();
-        (client, server, thread::spawn(move || pass(&outside, &inside, &mut Scratch::default())))
+        let mut client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let at = Endpoint::tcp("127.0.0.1:80".parse().unwrap());
+        let goal = Goal { network: Some(3), at, is_for_all: false };
+        assert!(relay.connect(listener.accept().unwrap().0, goal).is_none());
+
+        let mut bytes = [0; 100];
+        let mut space = nix::cmsg_space!([RawFd; 1]);
+        let mut slices = [IoSliceMut::new(&mut bytes)];
+        let message =
+            recvmsg::<()>(vmm.as_raw_fd(), &mut slices, Some(&mut space), MsgFlags::empty()).unwrap();
+        let fd = match message.cmsgs().unwrap().next() {
+            Some(ControlMessageOwned::ScmRights(fds)) => fds[0],
+            other => panic!("{other:?}"),
+        };
+        let length = message.bytes;
+        let (port, destination) = bytes[..length].split_first_chunk().unwrap();
+        assert_eq!(u32::from_le_bytes(*port), port::RELAY);
+        let destination = Destination::decode(destination.try_into().unwrap());
+        assert_eq!(destination, Some(Destination { network: Some(3), to: at }));
+        client.write_all(b"question").unwrap();
+        let mut question = [0; 8];
+        assert_eq!(recv(fd, &mut question, MsgFlags::empty()), Ok(8));
+        assert_eq!(&question, b"question");
+        nix::unistd::close(fd).unwrap();
+        assert_eq!(client.read(&mut [0]).unwrap(), 0);
     }
 
     #[test]
-    fn each_direction_ends_by_itself() {
-        let (mut client, mut server, thread) = passed();
-        let question: Vec<u8> = (0..300_000_u32).map(|n| (n / 11) as u8).collect();
-        let sent = question.clone();
-        let mut writer = client.try_clone().unwrap();
-        let writing = thread::spawn(move || {
-            writer.write_all(&sent).unwrap();
-            writer.shutdown(Shutdown::Write).unwrap();
-        });
-        let mut read = Vec::new();
-        server.read_to_end(&mut read).unwrap();
-        assert!(read == question);
-        writing.join().unwrap();
-        server.write_all(b"answer").unwrap();
-        drop(server);
-        let mut answer = String::new();
-        client.read_to_string(&mut answer).unwrap();
-        assert_eq!(answer, "answer");
-        thread.join().unwrap().unwrap();
-    }
-
-    #[test]
-    fn a_client_that_goes_away_takes_the_connection_along() {
-        let (client, mut server, thread) = passed();
-        drop(client);
-        assert_eq!(server.read(&mut [0]).unwrap(), 0);
-        drop(server);
-        let _ = thread.join().unwrap();
+    fn a_vmm_that_takes_none_makes_them_wait_and_one_that_is_gone_ends_them() {
+        let (carrier, vmm) = Carrier::pair().unwrap();
+        let relay = Relay::new(Arc::new(Board::new(None)), carrier);
+        let goal = Goal { network: None, at: Endpoint::tcp(([127, 0, 0, 1], 80).into()), is_for_all: true };
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut clients = Vec::new();
+        let waits = loop {
+            clients.push(TcpStream::connect(listener.local_addr().unwrap()).unwrap());
+            if let Some(waits) = relay.connect(listener.accept().unwrap().0, goal) {
+                break waits;
+            }
+        };
+        assert!(clients.len() > 1);
+        drop(vmm);
+        assert_eq!(clients[0].read_to_end(&mut Vec::new()).unwrap(), 0);
+        assert!(relay.connect(waits, goal).is_none());
+        assert!(relay.reach(goal).is_err());
     }
 }

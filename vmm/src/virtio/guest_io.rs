@@ -47,6 +47,15 @@ impl<'m> IoVecs<'m> {
         Ok(Self { list, _memory: memory })
     }
 
+    /// For calls that take it as a message; it points into this.
+    fn message(&mut self) -> libc::msghdr {
+        // SAFETY: all zeros is an empty msghdr.
+        let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
+        message.msg_iov = self.list.as_mut_ptr();
+        message.msg_iovlen = self.list.len();
+        message
+    }
+
     fn count(&self) -> libc::c_int {
         // At most MAX_IOVECS.
         self.list.len() as libc::c_int
@@ -135,6 +144,21 @@ pub(super) fn read_some(
     retry(|| result(unsafe { libc::readv(fd.as_raw_fd(), vectors.list.as_ptr(), vectors.count()) }))
 }
 
+/// Reads once from a socket into `buffers`; 0 is its end. It does not wait, however the socket was made.
+///
+/// # Errors
+/// The system call's, `WouldBlock` among them.
+pub(super) fn receive_some(
+    fd: BorrowedFd<'_>,
+    memory: &GuestMemoryMmap,
+    buffers: &Buffers,
+) -> io::Result<usize> {
+    let mut vectors = IoVecs::new(memory, buffers)?;
+    let mut message = vectors.message();
+    // SAFETY: `message` points at `vectors`, which live on, and they at memory as in `read_exact_at`.
+    retry(|| result(unsafe { libc::recvmsg(fd.as_raw_fd(), &raw mut message, libc::MSG_DONTWAIT) }))
+}
+
 /// Sends once from `buffers` to a socket; a peer that is gone is an error and no signal.
 ///
 /// # Errors
@@ -145,10 +169,7 @@ pub(super) fn send_some(
     buffers: &Buffers,
 ) -> io::Result<usize> {
     let mut vectors = IoVecs::new(memory, buffers)?;
-    // SAFETY: all zeros is an empty msghdr.
-    let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
-    message.msg_iov = vectors.list.as_mut_ptr();
-    message.msg_iovlen = vectors.list.len();
+    let message = vectors.message();
     retry(|| {
         // SAFETY: `message` points at `vectors`, which live on, and they at memory as in `write_all_at`.
         result(unsafe { libc::sendmsg(fd.as_raw_fd(), &message, libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT) })

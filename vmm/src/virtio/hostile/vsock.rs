@@ -131,7 +131,7 @@ impl super::Subject for Subject {
                 Port { listener, accepted: Vec::new(), sent: Census::default() }
             })
             .collect();
-        let config = VsockConfig { cid: CID, socket: folder.path().join("v") };
+        let config = VsockConfig { cid: CID, socket: folder.path().join("v"), carrier_fd: None };
         let device = Vsock::new(&config, events.clone()).expect("a socket");
         (Self { folder, ports, callers: Vec::new(), answered: Census::default() }, Box::new(device))
     }

@@ -1,4 +1,4 @@
-//! One connection between a port of the guest and a unix socket.
+//! One connection between a port of the guest and a socket of the host.
 //!
 //! What the guest sends goes straight from its memory into the socket; what the socket does not take at once waits in
 //! `pending`, which holds at most one [`WINDOW`]: that much credit the guest is given, and a guest that sends more
@@ -8,15 +8,14 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::net::Shutdown;
 use std::os::fd::AsFd;
-use std::os::unix::net::UnixStream;
 
+use nix::sys::socket::Shutdown;
 use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::epoll::EventSet;
 
 use super::packet::{self, Header};
-use super::sockets::send_now;
+use super::sockets::Stream;
 use crate::virtio::buffers::Buffers;
 use crate::virtio::guest_io;
 
@@ -65,12 +64,16 @@ pub(super) enum Fate {
 pub(super) struct Connection {
     pub(super) guest_port: u32,
     pub(super) host_port: u32,
-    pub(super) stream: UnixStream,
+    pub(super) stream: Stream,
     pub(super) stage: Stage,
     pub(super) due: Due,
     /// Whether it stands in the line of those that have something for the guest.
     pub(super) queued: bool,
     pub(super) greeting: Vec<u8>,
+    /// Of a [carried](super::carrier) one: what the guest is to read first, as long as it was not sent.
+    pub(super) opening: Vec<u8>,
+    /// Whether it is one.
+    pub(super) is_carried: bool,
     readable: bool,
     writable: bool,
     hung_up: bool,
@@ -98,15 +101,17 @@ pub(super) struct Connection {
 }
 
 impl Connection {
-    pub(super) fn new(stream: UnixStream, stage: Stage, guest_port: u32, host_port: u32) -> Self {
+    pub(super) fn new(stream: impl Into<Stream>, stage: Stage, guest_port: u32, host_port: u32) -> Self {
         Self {
             guest_port,
             host_port,
-            stream,
+            stream: stream.into(),
             stage,
             due: Due::default(),
             queued: false,
             greeting: Vec::new(),
+            opening: Vec::new(),
+            is_carried: false,
             // Not known; the first call tells.
             readable: true,
             writable: true,
@@ -156,12 +161,18 @@ impl Connection {
 
     /// Whether there is something to send to the guest.
     pub(super) fn has_something(&self) -> bool {
-        self.due != Due::default() || self.can_pull() && self.credit() > 0
+        self.due != Due::default() || self.wants_credit() && self.credit() > 0
+    }
+
+    /// Whether there may be bytes for the guest.
+    fn wants_credit(&self) -> bool {
+        self.stage == Stage::Established && !self.opening.is_empty() || self.can_pull()
     }
 
     /// Whether the socket may have bytes for the guest.
     fn can_pull(&self) -> bool {
         self.stage == Stage::Established
+            && self.opening.is_empty()
             && self.readable
             && self.host_shutdown & packet::SHUTDOWN_SEND == 0
             && self.guest_shutdown & packet::SHUTDOWN_RECEIVE == 0
@@ -169,10 +180,36 @@ impl Connection {
 
     /// Asks the guest for its credit, once, when that is all that is missing.
     pub(super) fn ask_for_credit(&mut self) {
-        if self.can_pull() && self.credit() == 0 && !self.asked_for_credit {
+        if self.wants_credit() && self.credit() == 0 && !self.asked_for_credit {
             self.asked_for_credit = true;
             self.due.credit_request = true;
         }
+    }
+
+    /// The guest has taken it: the program that asked for it is told, unless it was carried.
+    pub(super) fn establish(&mut self) -> Fate {
+        self.stage = Stage::Established;
+        if self.is_carried {
+            return Fate::Live;
+        }
+        let line = format!("OK {}\n", self.host_port);
+        // Nothing else was ever written to the socket: there is room, or nobody.
+        match self.stream.send_now(line.as_bytes()) {
+            Ok(n) if n == line.len() => Fate::Live,
+            _ => Fate::Reset,
+        }
+    }
+
+    /// As much of the opening as there is room for in the guest, if it was not sent: a few bytes.
+    pub(super) fn next_opening(&mut self, room: u64) -> Option<Vec<u8>> {
+        let room = room.min(self.credit().into());
+        if self.stage != Stage::Established || self.opening.is_empty() || room == 0 {
+            return None;
+        }
+        let rest = self.opening.split_off(self.opening.len().min(room as usize));
+        let piece = std::mem::replace(&mut self.opening, rest);
+        self.sent = self.sent.wrapping_add(piece.len() as u32);
+        Some(piece)
     }
 
     /// The next packet without bytes, if one is due: op and flags.
@@ -218,7 +255,7 @@ impl Connection {
         if !self.can_pull() || room.is_empty() {
             return Some(0);
         }
-        match guest_io::read_some(self.stream.as_fd(), memory, room) {
+        match guest_io::receive_some(self.stream.as_fd(), memory, room) {
             Ok(0) => {
                 self.host_shutdown |= packet::SHUTDOWN_SEND;
                 if self.hung_up {
@@ -282,7 +319,7 @@ impl Connection {
         self.guest_shutdown |= new;
         if new & packet::SHUTDOWN_RECEIVE != 0 {
             // Whoever writes to the socket's other end gets EPIPE from now on.
-            let _ = self.stream.shutdown(Shutdown::Read);
+            self.stream.shut_down(Shutdown::Read);
         }
         self.fate()
     }
@@ -317,7 +354,7 @@ impl Connection {
     fn flush(&mut self) {
         while !self.pending.is_empty() && self.writable && self.is_host_listening() {
             let (front, _) = self.pending.as_slices();
-            match send_now(&self.stream, front) {
+            match self.stream.send_now(front) {
                 Ok(count) => {
                     self.pending.drain(..count);
                     self.forward(count);
@@ -345,7 +382,7 @@ impl Connection {
         }
         if self.guest_shutdown & packet::SHUTDOWN_SEND != 0 && !self.is_end_passed_on {
             self.is_end_passed_on = true;
-            let _ = self.stream.shutdown(Shutdown::Write);
+            self.stream.shut_down(Shutdown::Write);
         }
         Fate::Live
     }
@@ -387,6 +424,7 @@ mod tests {
     use super::*;
     use crate::virtio::buffers::Segment;
     use std::io::Read;
+    use std::os::unix::net::UnixStream;
     use vm_memory::GuestAddress;
 
     #[test]

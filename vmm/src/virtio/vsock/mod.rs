@@ -2,10 +2,15 @@
 //!
 //! There is no vhost-vsock and no context id on the host: the VMM itself connects a guest's connection to port *P* of
 //! context id 2 to the unix socket `PATH_P`, and a program that connects to `PATH` and writes `CONNECT P\n` to port *P*
-//! of the guest. The pieces: [`packet`] the wire's numbers, [`connection`] one stream with its credit and its two
-//! directions, [`multiplexer`] all of them between the queues and epoll.
+//! of the guest. The program that started the VMM may hand over sockets that are connected already ([`carrier`]). The pieces:
+//! [`packet`] the wire's numbers, [`connection`] one stream with its credit and its two directions, [`multiplexer`] all of
+//! them between the queues and epoll.
 
+mod carrier;
+#[cfg(test)]
+mod carrier_tests;
 mod connection;
+mod greeting;
 mod multiplexer;
 mod packet;
 mod sockets;
@@ -27,7 +32,8 @@ use super::device::{ActivateError, Activation, VirtioDevice};
 use super::event_loop::{EventLoop, Registration};
 use super::queue::{VirtQueue, cannot};
 use crate::config::VsockConfig;
-use multiplexer::{LISTENER, Multiplexer, RECEIVE, TRANSMIT};
+use carrier::Carrier;
+use multiplexer::{CARRIER, LISTENER, Multiplexer, RECEIVE, TRANSMIT};
 
 /// Receive, transmit, events.
 const QUEUE_SIZES: [u16; 3] = [256, 256, 16];
@@ -38,6 +44,9 @@ pub enum VsockError {
     /// The context id is one of the reserved ones.
     #[error("a guest's context id is at least 3 (and not 4294967295), not {0}")]
     ContextId(u32),
+    /// The carrier's descriptor is not such a socket.
+    #[error("vsock.carrier_fd {0} is not an inherited socket of sequenced packets")]
+    Carrier(i32),
     /// The unix socket cannot be made.
     #[error("cannot listen at the unix socket {}", .path.display())]
     Listen {
@@ -53,6 +62,7 @@ pub struct Vsock {
     cid: u64,
     path: PathBuf,
     listener: Arc<UnixListener>,
+    carrier: Option<Arc<Carrier>>,
     events: EventLoop,
     active: Option<Active>,
 }
@@ -79,9 +89,11 @@ impl Vsock {
         if config.cid < 3 || config.cid == u32::MAX {
             return Err(VsockError::ContextId(config.cid));
         }
+        let inherit = |fd| Carrier::inherit(fd).map(Arc::new).ok_or(VsockError::Carrier(fd));
+        let carrier = config.carrier_fd.map(inherit).transpose()?;
         let path = config.socket.clone();
         let listener = listen(&path).map_err(|source| VsockError::Listen { path: path.clone(), source })?;
-        Ok(Self { cid: config.cid.into(), path, listener: Arc::new(listener), events, active: None })
+        Ok(Self { cid: config.cid.into(), path, listener: Arc::new(listener), carrier, events, active: None })
     }
 }
 
@@ -136,6 +148,7 @@ impl VirtioDevice for Vsock {
             self.cid,
             self.path.clone(),
             self.listener.clone(),
+            self.carrier.clone(),
             registration.clone(),
             receive,
             transmit,
@@ -148,6 +161,10 @@ impl VirtioDevice for Vsock {
             .and_then(|()| registration.watch(transmit, TRANSMIT, EventSet::IN))
             .and_then(|()| {
                 registration.watch(&*self.listener, LISTENER, EventSet::IN | EventSet::EDGE_TRIGGERED)
+            })
+            .and_then(|()| {
+                let events = EventSet::IN | EventSet::EDGE_TRIGGERED;
+                self.carrier.iter().try_for_each(|carrier| registration.watch(&**carrier, CARRIER, events))
             });
         let outcome = watched.map_err(cannot("watch the vsock device's queues"));
         self.active = Some(active);
@@ -161,6 +178,9 @@ impl VirtioDevice for Vsock {
                 registration.forget(doorbell);
             }
             registration.forget(&*self.listener);
+            if let Some(carrier) = &self.carrier {
+                registration.forget(&**carrier);
+            }
             // With it go the connections, and whoever holds their other ends sees them end.
             drop(multiplexer);
         }

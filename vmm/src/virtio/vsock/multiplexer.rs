@@ -2,15 +2,14 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::ffi::OsString;
-use std::io::{self, Read};
 use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use nix::errno::Errno;
 use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::epoll::EventSet;
 
+use super::carrier::Carrier;
 use super::connection::{Connection, Fate, Stage};
 use super::packet::{self, HEADER_LENGTH, Header};
 use super::sockets;
@@ -26,14 +25,13 @@ const MAX_BUFFERED: usize = 128 << 20;
 const MAX_RESETS: usize = 256;
 /// The most chains that one read of a socket fills: Linux's are of 4 KiB each.
 const CHAINS: usize = 32;
-/// The longest first line of a program on the host: `CONNECT 4294967295` and its end.
-const MAX_GREETING: usize = 19;
 /// Connections of the host get ports from here on.
 const FIRST_HOST_PORT: u32 = 1 << 30;
 
 pub(super) const RECEIVE: u32 = 0;
 pub(super) const TRANSMIT: u32 = 1;
 pub(super) const LISTENER: u32 = 2;
+pub(super) const CARRIER: u32 = 3;
 /// Connections have tokens from here on.
 const FIRST_CONNECTION: u32 = 16;
 
@@ -43,11 +41,12 @@ pub(super) struct Multiplexer {
     /// The beginning of the ports' paths.
     pub(super) path: PathBuf,
     pub(super) listener: Arc<UnixListener>,
+    pub(super) carrier: Option<Arc<Carrier>>,
     pub(super) registration: Registration,
     pub(super) receive: VirtQueue,
     pub(super) transmit: VirtQueue,
-    connections: HashMap<u32, Connection>,
-    by_ports: HashMap<(u32, u32), u32>,
+    pub(super) connections: HashMap<u32, Connection>,
+    pub(super) by_ports: HashMap<(u32, u32), u32>,
     /// Those that have something for the guest, in turn.
     line: VecDeque<u32>,
     resets: VecDeque<Header>,
@@ -55,7 +54,10 @@ pub(super) struct Multiplexer {
     next_token: u32,
     next_port: u32,
     /// A program on the host could not be taken in for want of file descriptors; it is tried again when some are free.
-    is_accept_due: bool,
+    pub(super) is_accept_due: bool,
+    /// How many connections the carrier has brought, and whether it brings more as soon as some are gone.
+    pub(super) carried: usize,
+    pub(super) is_carrier_due: bool,
 }
 
 impl Handler for Multiplexer {
@@ -68,15 +70,15 @@ impl Handler for Multiplexer {
                 self.transmit.heard();
             }
             LISTENER => self.accept(),
+            CARRIER => self.carry(),
             _ => self.socket_ready(token, events),
         }
-        if self.is_accept_due {
-            self.accept();
-        }
+        self.take_those_that_wait();
         // Each may make room for the other: answers need buffers, and packets are only taken if answers have room.
         self.feed();
         if token == TRANSMIT || token == RECEIVE {
             self.drain();
+            self.take_those_that_wait();
             self.feed();
         }
         self.transmit.signal();
@@ -91,6 +93,7 @@ impl Multiplexer {
         cid: u64,
         path: PathBuf,
         listener: Arc<UnixListener>,
+        carrier: Option<Arc<Carrier>>,
         registration: Registration,
         receive: VirtQueue,
         transmit: VirtQueue,
@@ -99,6 +102,7 @@ impl Multiplexer {
             cid,
             path,
             listener,
+            carrier,
             registration,
             receive,
             transmit,
@@ -110,6 +114,8 @@ impl Multiplexer {
             next_token: FIRST_CONNECTION,
             next_port: FIRST_HOST_PORT,
             is_accept_due: false,
+            carried: 0,
+            is_carrier_due: false,
         }
     }
 
@@ -181,15 +187,7 @@ impl Multiplexer {
         connection.note_credit(&header);
         let before = connection.buffered();
         let fate = match header.op {
-            packet::OP_RESPONSE if connection.stage == Stage::Requested => {
-                connection.stage = Stage::Established;
-                let line = format!("OK {}\n", connection.host_port);
-                // Nothing else was ever written to the socket: there is room, or nobody.
-                match sockets::send_now(&connection.stream, line.as_bytes()) {
-                    Ok(n) if n == line.len() => Fate::Live,
-                    _ => Fate::Reset,
-                }
-            }
+            packet::OP_RESPONSE if connection.stage == Stage::Requested => connection.establish(),
             packet::OP_RST => connection.reset(),
             packet::OP_SHUTDOWN => connection.shut_down(header.flags),
             packet::OP_RW => connection.push(memory, bytes.take(header.length.into())),
@@ -232,62 +230,18 @@ impl Multiplexer {
 
     // From the host.
 
-    /// Takes in the programs that have connected.
-    fn accept(&mut self) {
-        self.is_accept_due = false;
-        loop {
-            let stream = match sockets::accept_now(&self.listener) {
-                Ok(stream) => stream,
-                Err(Errno::EAGAIN) => return,
-                Err(Errno::EINTR | Errno::ECONNABORTED) => continue,
-                Err(_) => {
-                    // No file descriptors. There will be no other event for those that wait.
-                    self.is_accept_due = !self.connections.is_empty();
-                    return;
-                }
-            };
-            if self.connections.len() >= MAX_CONNECTIONS {
-                continue;
-            }
-            let token = self.insert(Connection::new(stream, Stage::Greeting, 0, 0));
-            self.greet(token);
+    /// There may be room for more of the host's connections.
+    fn take_those_that_wait(&mut self) {
+        if self.is_accept_due {
+            self.accept();
         }
-    }
-
-    /// Reads a program's first line, and asks the guest when it is complete.
-    fn greet(&mut self, token: u32) {
-        let Some(connection) = self.connections.get_mut(&token) else { return };
-        loop {
-            let mut byte = [0];
-            match (&connection.stream).read(&mut byte) {
-                // Byte by byte: what follows the line is the guest's.
-                Ok(1) if byte[0] != b'\n' && connection.greeting.len() < MAX_GREETING => {
-                    connection.greeting.push(byte[0]);
-                }
-                Ok(1) if byte[0] == b'\n' => break,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
-                _ => return self.remove(token),
-            }
+        if self.is_carrier_due {
+            self.carry();
         }
-        let port = std::str::from_utf8(&connection.greeting)
-            .ok()
-            .and_then(|line| line.trim_end_matches('\r').strip_prefix("CONNECT "))
-            .and_then(|port| port.parse::<u32>().ok());
-        let Some(guest_port) = port else { return self.remove(token) };
-        let host_port = self.free_port(guest_port);
-        let Some(connection) = self.connections.get_mut(&token) else { return };
-        connection.greeting = Vec::new();
-        connection.guest_port = guest_port;
-        connection.host_port = host_port;
-        connection.stage = Stage::Requested;
-        connection.due.request = true;
-        self.by_ports.insert((guest_port, host_port), token);
-        self.settle(token, Fate::Live);
     }
 
     /// A port of the host that has no connection with `guest_port`. There are 2^30 times three, and few connections.
-    fn free_port(&mut self, guest_port: u32) -> u32 {
+    pub(super) fn free_port(&mut self, guest_port: u32) -> u32 {
         loop {
             let port = self.next_port;
             self.next_port = port.checked_add(1).unwrap_or(FIRST_HOST_PORT);
@@ -366,6 +320,13 @@ impl Multiplexer {
             self.settle(token, Fate::Live);
             return 1;
         }
+        let room = chain.writable.len() - HEADER_LENGTH as u64;
+        if let Some(opening) = connection.next_opening(room) {
+            let header = connection.header(self.cid, packet::OP_RW, 0, opening.len() as u32);
+            write_packet(&mut self.receive, memory, &chain, &header, &opening);
+            self.settle(token, Fate::Live);
+            return 1;
+        }
         let mut credit = u64::from(connection.credit());
         let mut room = Buffers::new();
         let appetite = connection.appetite(CHAINS);
@@ -419,7 +380,7 @@ impl Multiplexer {
 
     // All connections.
 
-    fn insert(&mut self, connection: Connection) -> u32 {
+    pub(super) fn insert(&mut self, connection: Connection) -> u32 {
         let token = loop {
             let token = self.next_token;
             self.next_token = token.checked_add(1).unwrap_or(FIRST_CONNECTION);
@@ -435,7 +396,7 @@ impl Multiplexer {
     }
 
     /// Puts a connection where it belongs now.
-    fn settle(&mut self, token: u32, fate: Fate) {
+    pub(super) fn settle(&mut self, token: u32, fate: Fate) {
         let Some(connection) = self.connections.get_mut(&token) else { return };
         match fate {
             Fate::Gone => self.remove(token),
@@ -454,7 +415,7 @@ impl Multiplexer {
         }
     }
 
-    fn remove(&mut self, token: u32) {
+    pub(super) fn remove(&mut self, token: u32) {
         let Some(connection) = self.connections.remove(&token) else { return };
         self.registration.forget(&connection.stream);
         if connection.queued {
@@ -462,6 +423,7 @@ impl Multiplexer {
             self.line.retain(|&other| other != token);
         }
         self.buffered -= connection.buffered();
+        self.carried -= usize::from(connection.is_carried);
         let ports = (connection.guest_port, connection.host_port);
         if self.by_ports.get(&ports) == Some(&token) {
             self.by_ports.remove(&ports);
@@ -472,6 +434,19 @@ impl Multiplexer {
 /// Whether a chain has room for a header and at least one byte.
 fn can_hold_data(chain: &Chain) -> bool {
     chain.writable.len() > HEADER_LENGTH as u64
+}
+
+fn write_packet(
+    queue: &mut VirtQueue,
+    memory: &GuestMemoryMmap,
+    chain: &Chain,
+    header: &Header,
+    data: &[u8],
+) {
+    let packet = [&header.encode()[..], data].concat();
+    chain.writable.clone().write(memory, &packet);
+    // A header and no more than the chain has room for.
+    queue.push(chain.head, packet.len() as u32);
 }
 
 fn write_header(queue: &mut VirtQueue, memory: &GuestMemoryMmap, chain: &Chain, header: &Header, data: u32) {

@@ -15,15 +15,15 @@ use crate::config::VsockConfig;
 use crate::virtio::testing::{Driver, Part};
 use crate::virtio::{EventLoop, mmio};
 
-const CID: u64 = 3;
+pub(super) const CID: u64 = 3;
 const RX: usize = 0;
 const TX: usize = 1;
 /// Room of one of the guest's receive buffers, as Linux has them.
 const ROOM: u32 = 3776;
 
-struct Guest {
+pub(super) struct Guest {
     driver: Driver,
-    events: EventLoop,
+    pub(super) events: EventLoop,
     folder: TempDir,
     /// Where the receive buffers are, by head.
     buffers: Vec<(u16, u64)>,
@@ -31,16 +31,19 @@ struct Guest {
 
 impl Guest {
     fn new() -> Self {
+        Self::with_carrier(None).unwrap()
+    }
+
+    pub(super) fn with_carrier(carrier_fd: Option<i32>) -> Result<Self, VsockError> {
         let folder = tempfile::tempdir().unwrap();
         let events = EventLoop::new().unwrap();
-        let config = VsockConfig { cid: CID as u32, socket: folder.path().join("v") };
-        let device = Vsock::new(&config, events.clone()).unwrap();
-        let driver = Driver::started(Box::new(device));
-        Self { driver, events, folder, buffers: Vec::new() }
+        let config = VsockConfig { cid: CID as u32, socket: folder.path().join("v"), carrier_fd };
+        let driver = Driver::started(Box::new(Vsock::new(&config, events.clone())?));
+        Ok(Self { driver, events, folder, buffers: Vec::new() })
     }
 
     /// Gives the device `count` buffers to receive into.
-    fn post(&mut self, count: usize) {
+    pub(super) fn post(&mut self, count: usize) {
         for _ in 0..count {
             let (head, places) = self.driver.add(RX, &[Part::In(HEADER_LENGTH as u32 + ROOM)]);
             self.buffers.push((head, places[0]));
@@ -49,7 +52,7 @@ impl Guest {
         self.events.settle();
     }
 
-    fn send(&mut self, header: Header, data: &[u8]) {
+    pub(super) fn send(&mut self, header: Header, data: &[u8]) {
         self.driver.add(TX, &[Part::Out(&header.encode()), Part::Out(data)]);
         self.driver.ring(TX);
         self.events.settle();
@@ -57,7 +60,7 @@ impl Guest {
     }
 
     /// What the device has sent.
-    fn received(&mut self) -> Vec<(Header, Vec<u8>)> {
+    pub(super) fn received(&mut self) -> Vec<(Header, Vec<u8>)> {
         self.events.settle();
         let mut packets = Vec::new();
         for (head, length) in self.driver.used(RX) {
@@ -72,7 +75,7 @@ impl Guest {
         packets
     }
 
-    fn ops(&mut self) -> Vec<u16> {
+    pub(super) fn ops(&mut self) -> Vec<u16> {
         self.received().iter().map(|(header, _)| header.op).collect()
     }
 
@@ -119,7 +122,7 @@ fn read_all(stream: &mut UnixStream) -> Vec<u8> {
     bytes
 }
 
-fn is_at_end(stream: &mut UnixStream) -> bool {
+pub(super) fn is_at_end(stream: &mut UnixStream) -> bool {
     matches!(stream.read(&mut [0]), Ok(0))
 }
 
@@ -419,7 +422,9 @@ fn a_reset_ends_all_connections_and_the_next_driver_makes_new_ones() {
 fn sockets_are_replaced_when_abandoned_and_never_taken_from_the_living() {
     let folder = tempfile::tempdir().unwrap();
     let socket = folder.path().join("v");
-    let make = |cid| Vsock::new(&VsockConfig { cid, socket: socket.clone() }, EventLoop::new().unwrap());
+    let make = |cid| {
+        Vsock::new(&VsockConfig { cid, socket: socket.clone(), carrier_fd: None }, EventLoop::new().unwrap())
+    };
     assert!(matches!(make(2), Err(VsockError::ContextId(2))));
     let living = UnixListener::bind(&socket).unwrap();
     assert!(matches!(make(3), Err(VsockError::Listen { .. })));
