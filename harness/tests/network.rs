@@ -322,6 +322,9 @@ fn names_are_the_hosts() -> Outcome {
             vm.read("a", &format!("getent ahostsv4 {name} | awk 'NR == 1 {{print $1}}'"))
         };
         assert_eq!(lookup("a.example")?, "192.0.2.1");
+        let own = vm.read("b", "hostname -I | cut -d ' ' -f 1")?;
+        assert_eq!(vm.read("a", "grep -c '\tb$' /etc/hosts; true")?, "0", "it came later");
+        assert_eq!(lookup("b")?, own, "and is known all the same");
         assert_ne!(lookup("host.internal")?, "192.0.2.1", "it stands in /etc/hosts");
         assert_eq!(vm.read("b", "getent ahostsv4 a.example | awk 'NR == 1 {print $1}'")?, "192.0.2.1");
 

@@ -19,11 +19,11 @@ use std::{
 
 use undercroft_protocol::{
     command::Command,
-    network::{Answer, Question, Transport},
+    network::{Answer, Host, Question, Transport},
     read_frame, write_frame,
 };
 
-use super::resolver::Resolver;
+use super::{known, resolver::Resolver};
 use crate::{
     door::Expected,
     error::Result,
@@ -55,8 +55,12 @@ pub(super) struct Lookup {
 }
 
 impl Lookup {
-    /// Has the guest make a name server of its own, and answers what it is asked by what `resolv_conf` names.
-    pub(super) fn start(guest: &Arc<Guest>, resolv_conf: &Path) -> Result<Self> {
+    /// Has the guest make a name server of its own, and answers what it is asked by `hosts`, and by whom `resolv_conf` names.
+    pub(super) fn start(
+        guest: &Arc<Guest>,
+        resolv_conf: &Path,
+        hosts: Arc<Mutex<Vec<Host>>>,
+    ) -> Result<Self> {
         let expected = Expected::new(&guest.board)?;
         let limit = guest.limit(10);
         let command = Command::Resolver { token: expected.token(), address: ADDRESS };
@@ -66,7 +70,8 @@ impl Lookup {
         let writer =
             writer.map_err(|source| crate::Error::System { what: "use a connection twice", source })?;
         let wire = Arc::new(Mutex::new(writer));
-        let (answers, servers) = (wire.clone(), Servers { resolv_conf: resolv_conf.into(), port: PORT });
+        let (answers, servers) =
+            (wire.clone(), Servers { hosts, resolv_conf: resolv_conf.into(), port: PORT });
         let thread = spawn("names asked", move || serve(questions, &answers, &Arc::new(servers)))?;
         Ok(Self { wire, thread: Some(thread) })
     }
@@ -106,6 +111,8 @@ fn serve(mut questions: UnixStream, answers: &Arc<Mutex<UnixStream>>, servers: &
 /// Whom to ask.
 #[derive(Debug)]
 struct Servers {
+    /// What is known without them.
+    hosts: Arc<Mutex<Vec<Host>>>,
     resolv_conf: PathBuf,
     port: u16,
 }
@@ -113,6 +120,10 @@ struct Servers {
 impl Servers {
     /// The answer of the first server that gives one; that there is none, otherwise.
     fn look_up(&self, question: &Question) -> Vec<u8> {
+        let hosts = self.hosts.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if let Some(answer) = known::answer(&question.message, &hosts) {
+            return answer;
+        }
         for _ in 0..ATTEMPTS {
             let mut servers = Resolver::read(&self.resolv_conf).nameservers;
             if servers.is_empty() {
@@ -227,7 +238,7 @@ mod tests {
         let resolv_conf = folder.path().join("resolv.conf");
         let port = server("127.0.0.1", 0, b"one");
         server("127.0.0.2", port, b"two");
-        let servers = Servers { resolv_conf: resolv_conf.clone(), port };
+        let servers = Servers { hosts: Arc::default(), resolv_conf: resolv_conf.clone(), port };
         let ask = |transport| {
             let message = vec![1, 2, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0];
             servers.look_up(&Question { id: 0, transport, message })

@@ -25,6 +25,8 @@ use crate::{
 
 /// Whom the distributions ask.
 pub(super) struct Servers {
+    /// Names that none of them is asked for.
+    hosts: Arc<Mutex<Vec<Host>>>,
     resolv_conf: PathBuf,
     /// Running, they ask it alone.
     lookup: Option<Lookup>,
@@ -34,15 +36,16 @@ pub(super) struct Servers {
 impl Servers {
     /// As it is wanted; where the guest cannot have a name server of its own, a warning, and the host's by the network.
     pub(super) fn start(guest: &Arc<Guest>, options: &NameOptions, forwarder: Option<IpAddr>) -> Self {
+        let hosts = Arc::<Mutex<Vec<Host>>>::default();
         let lookup = (options.servers == NameServers::Host)
-            .then(|| Lookup::start(guest, &options.resolv_conf))
+            .then(|| Lookup::start(guest, &options.resolv_conf, hosts.clone()))
             .and_then(|started| {
                 let warn =
                     |error| guest.board.warn(format!("names are not looked up by the host itself: {error}"));
                 started.map_err(warn).ok()
             });
         let forwarder = forwarder.filter(|_| options.servers != NameServers::Named);
-        Self { resolv_conf: options.resolv_conf.clone(), lookup, forwarder }
+        Self { hosts, resolv_conf: options.resolv_conf.clone(), lookup, forwarder }
     }
 
     fn addresses(&self, resolver: &Resolver, ipv6: bool) -> Vec<IpAddr> {
@@ -66,7 +69,6 @@ struct Told {
     guest: Arc<Guest>,
     servers: Servers,
     ipv6: bool,
-    hosts: Mutex<Vec<Host>>,
     last: Mutex<Names>,
 }
 
@@ -75,7 +77,7 @@ impl Told {
     fn tell(&self) -> Result<()> {
         let resolver = Resolver::read(&self.servers.resolv_conf);
         let nameservers = self.servers.addresses(&resolver, self.ipv6);
-        let hosts = self.hosts.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let hosts = self.servers.hosts.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let names = Names { nameservers, search: resolver.search, options: resolver.options, hosts };
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
         if *last != names {
@@ -94,14 +96,9 @@ impl NameKeeper {
         ipv6: bool,
         host: Option<IpAddr>,
     ) -> Result<Self> {
-        let hosts = host.map(|address| Host { address, name: HOST_NAME.into() }).into_iter().collect();
-        let told = Arc::new(Told {
-            guest: guest.clone(),
-            servers,
-            ipv6,
-            hosts: Mutex::new(hosts),
-            last: Mutex::default(),
-        });
+        let host = host.map(|address| Host { address, name: HOST_NAME.into() });
+        servers.hosts.lock().unwrap_or_else(PoisonError::into_inner).extend(host);
+        let told = Arc::new(Told { guest: guest.clone(), servers, ipv6, last: Mutex::default() });
         told.tell()?;
         let pair = UnixStream::pair();
         let (end, watched) =
@@ -117,7 +114,7 @@ impl NameKeeper {
     /// All distributions share the VM's loopback, but those with an address of their own.
     pub(super) fn add(&self, name: &str, own: Option<IpAddr>) -> Result<()> {
         let address = own.unwrap_or(std::net::Ipv4Addr::LOCALHOST.into());
-        let mut hosts = self.told.hosts.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut hosts = self.told.servers.hosts.lock().unwrap_or_else(PoisonError::into_inner);
         match hosts.iter_mut().find(|host| host.name == name) {
             Some(known) if known.address == address => return Ok(()),
             Some(known) => known.address = address,
