@@ -85,7 +85,10 @@ fn datagrams_from_outside() -> Outcome {
         let before = vm.resident()?;
         let waiting: Vec<_> = (0..1000).map(|_| TcpStream::connect(("127.0.0.1", 8097))).collect();
         assert!(waiting.iter().all(Result::is_ok));
-        assert_eq!(said(at("127.0.0.1", 8096), "still")?.as_deref(), Some("you said still"));
+        // They come first, one by one; a datagram that finds no room meanwhile is lost, and said once more.
+        until("connections that nobody takes keep others from theirs", || {
+            Ok(said(at("127.0.0.1", 8096), "still")?.as_deref() == Some("you said still"))
+        })?;
         assert_eq!(vm.read("a", "echo here")?, "here");
         let now = vm.resident()?;
         assert!(now < before + (64 << 10), "{} KiB more", now - before);
