@@ -1,6 +1,6 @@
 //! Datagrams on a stream: each with its length before it, as two bytes, little endian. What the relay makes of UDP.
 //!
-//! Like [`splice`](crate::splice), this reads and writes any `std::io` stream that does not wait, and opens none. What has no
+//! Like [`frame`](crate::frame), this reads and writes any `std::io` stream that does not wait, and opens none. What has no
 //! room is dropped, as UDP drops it.
 
 use std::io::{self, ErrorKind, Read, Write};

@@ -29,7 +29,6 @@ pub mod frame;
 pub mod network;
 pub mod opening;
 pub mod session;
-pub mod splice;
 
 pub use frame::{FrameError, VERSION, read_frame, write_frame};
 pub use opening::{Opening, Token};

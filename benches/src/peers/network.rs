@@ -96,7 +96,12 @@ pub fn rows(
             },
         };
         eprintln!("  {name}");
-        let counts = measure(&machine, carrier, programs, archive, work)?;
+        let counts = match measure(&machine, carrier, programs, archive, work) {
+            // The others may be measured all the same.
+            Err(Error::Still { seconds, .. }) => Err(format!("said nothing for {seconds} s")),
+            Err(Error::Machine { problem, .. }) => Err(problem),
+            counts => counts?,
+        };
         if let Ok([to, from, connections]) = &counts {
             let each = |counts: &Counts, parts: u32| counts.total() / u64::from(parts) / 1000;
             eprintln!(

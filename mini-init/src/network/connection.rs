@@ -20,10 +20,12 @@ use nix::{
 use undercroft_protocol::{
     datagrams::Datagrams,
     network::{Destination, Transport},
-    splice::{Scratch, Splice},
 };
 
-use super::own;
+use super::{
+    own,
+    splice::{Scratch, Splice},
+};
 
 /// Datagrams of one flow after which others have a turn.
 const TURN: usize = 64;
@@ -90,11 +92,10 @@ impl Connection {
     /// Goes on with it. An error: nobody takes this connection, or one side has broken it off.
     pub(super) fn advance(&mut self, place: &Place<'_>, scratch: &mut Scratch) -> io::Result<Fate> {
         if let Self::New(host) = self {
-            let said = host.as_ref().map_or(Ok(None), destination)?;
-            let (Some(Destination { network, to }), Some(host)) = (said, host.take_if(|_| said.is_some()))
-            else {
+            let Some(Destination { network, to }) = host.as_ref().map_or(Ok(None), destination)? else {
                 return Ok(Fate::Waits);
             };
+            let Some(host) = host.take() else { return Ok(Fate::Over) };
             *self = own::within(network, || match to.transport {
                 Transport::Tcp => Stream::begin(host, to.address, place).map(Self::Stream),
                 Transport::Udp => Flow::begin(host, to.address, place).map(Self::Flow),

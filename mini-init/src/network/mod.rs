@@ -10,6 +10,7 @@ mod netlink;
 pub(crate) mod own;
 pub(crate) mod relay;
 pub(crate) mod resolver;
+mod splice;
 
 use std::{
     fs, io,

@@ -24,13 +24,13 @@ use undercroft_protocol::{
     command::{Done, Failure},
     network::{Listener, RelayEvent},
     port,
-    splice::Scratch,
 };
 
 use super::{
     bpf::Bell,
     connection::{Connection, Fate, Place},
     listeners::Listeners,
+    splice::Scratch,
 };
 use crate::{
     early::DISTRIBUTIONS,

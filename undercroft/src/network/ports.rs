@@ -184,7 +184,7 @@ impl Ports {
         guest.ask_nothing("relay the host's loopback", Command::Relay { token: expected.token() }, limit)?;
         let mut events = expected.wait("the relay's connection", limit)?;
         let channel = events.try_clone().map_err(failed)?;
-        let relay = Arc::new(Relay::new(guest.board.clone(), carrier));
+        let relay = Arc::new(Relay::new(guest.board.clone(), carrier, limit));
         let (wake, woken) = UnixStream::pair().map_err(failed)?;
         for end in [&wake, &woken] {
             end.set_nonblocking(true).map_err(failed)?;

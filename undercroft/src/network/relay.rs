@@ -24,8 +24,7 @@ use undercroft_protocol::{
 use super::peer;
 use crate::board::Board;
 
-/// How long, and how often, a stream is tried to be handed over.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// How often a stream is tried to be handed over, while there is no room.
 const RETRY: Duration = Duration::from_millis(20);
 
 /// A way to hand sockets over to the VMM, each with where in the VM it goes on.
@@ -57,7 +56,7 @@ impl Carrier {
         );
         match sent {
             Ok(_) => Ok(true),
-            // The last two: more descriptors on their way than a user may have (unix(7)).
+            // The last: more descriptors on their way than a user may have (unix(7)).
             Err(Errno::EAGAIN | Errno::ENOBUFS | Errno::ETOOMANYREFS) => Ok(false),
             Err(error) => Err(error.into()),
         }
@@ -80,11 +79,13 @@ pub(super) struct Goal {
 pub(super) struct Relay {
     board: Arc<Board>,
     carrier: Carrier,
+    patience: Duration,
 }
 
 impl Relay {
-    pub(super) fn new(board: Arc<Board>, carrier: Carrier) -> Self {
-        Self { board, carrier }
+    /// `patience` is how long a stream of the service's own waits for room.
+    pub(super) fn new(board: Arc<Board>, carrier: Carrier, patience: Duration) -> Self {
+        Self { board, carrier, patience }
     }
 
     /// Tells people.
@@ -109,7 +110,7 @@ impl Relay {
     /// A stream that the relay in the VM passes on to there; it is waited for if there are as many as there can be.
     pub(super) fn reach(&self, to: Goal) -> io::Result<UnixStream> {
         let (ours, theirs) = UnixStream::pair()?;
-        let end = Instant::now() + PATIENCE;
+        let end = Instant::now() + self.patience;
         while !self.carrier.carry(&theirs, &to)? {
             if Instant::now() > end {
                 return Err(io::ErrorKind::TimedOut.into());
@@ -135,7 +136,7 @@ mod tests {
     #[test]
     fn a_connection_is_handed_over_with_where_it_goes() {
         let (carrier, vmm) = Carrier::pair().unwrap();
-        let relay = Relay::new(Arc::new(Board::new(None)), carrier);
+        let relay = Relay::new(Arc::new(Board::new(None)), carrier, Duration::from_secs(10));
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let mut client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         let at = Endpoint::tcp("127.0.0.1:80".parse().unwrap());
@@ -167,7 +168,7 @@ mod tests {
     #[test]
     fn a_vmm_that_takes_none_makes_them_wait_and_one_that_is_gone_ends_them() {
         let (carrier, vmm) = Carrier::pair().unwrap();
-        let relay = Relay::new(Arc::new(Board::new(None)), carrier);
+        let relay = Relay::new(Arc::new(Board::new(None)), carrier, Duration::from_secs(10));
         let goal = Goal { network: None, at: Endpoint::tcp(([127, 0, 0, 1], 80).into()), is_for_all: true };
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let mut clients = Vec::new();

@@ -1,6 +1,4 @@
-//! Bytes on their way from one stream to another, neither of which waits: what the relay does on both of its sides.
-//!
-//! Like [`frame`](crate::frame), this reads and writes any `std::io` stream and opens none.
+//! Bytes on their way from one stream to another, neither of which waits.
 
 use std::io::{self, ErrorKind, Read, Write};
 
@@ -12,7 +10,7 @@ const TURN: usize = 256 << 10;
 
 /// Room to read into: one for all that a thread passes on, because only what cannot be written at once has to be kept.
 #[derive(Debug)]
-pub struct Scratch(Box<[u8]>);
+pub(super) struct Scratch(Box<[u8]>);
 
 impl Default for Scratch {
     fn default() -> Self {
@@ -22,7 +20,7 @@ impl Default for Scratch {
 
 /// One direction.
 #[derive(Debug, Default)]
-pub struct Splice {
+pub(super) struct Splice {
     /// What was read and could not be written.
     rest: Vec<u8>,
     written: usize,
@@ -32,10 +30,8 @@ pub struct Splice {
 impl Splice {
     /// Moves what can be moved without waiting. True if there was more than its turn: then it is to be called again, though
     /// nobody says that it could.
-    ///
-    /// # Errors
-    /// Either stream's, but `WouldBlock`. What was read is lost then.
-    pub fn advance(
+    /// An error is either stream's, but never `WouldBlock`; what was read is lost then.
+    pub(super) fn advance(
         &mut self,
         mut from: impl Read,
         mut to: impl Write,
@@ -74,17 +70,12 @@ impl Splice {
     }
 
     /// Whether there is something to write, as soon as the other side takes it.
-    pub fn wants_to_write(&self) -> bool {
+    pub(super) fn wants_to_write(&self) -> bool {
         self.written < self.rest.len()
     }
 
-    /// Whether there is room to read into, and more may come.
-    pub fn wants_to_read(&self) -> bool {
-        !self.has_ended && !self.wants_to_write()
-    }
-
     /// Whether everything has come and was written: the other side's end can be told.
-    pub fn is_done(&self) -> bool {
+    pub(super) fn is_done(&self) -> bool {
         self.has_ended && !self.wants_to_write()
     }
 }
@@ -141,7 +132,7 @@ mod tests {
             }
         }
         let _ = sink.read_to_end(&mut read);
-        assert!(read == sent && !splice.wants_to_read());
+        assert!(read == sent);
     }
 
     #[test]
@@ -154,7 +145,7 @@ mod tests {
             splice.advance(&from, &to, &mut Scratch::default()).unwrap();
             assert!(sent < 8 << 20);
         }
-        assert!(splice.wants_to_write() && !splice.wants_to_read());
+        assert!(splice.wants_to_write());
         drop(_sink);
         assert!(splice.advance(&from, &to, &mut Scratch::default()).is_err());
     }
