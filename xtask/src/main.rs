@@ -1,6 +1,6 @@
 //! `cargo xtask …`: every chore of the project, one file a command.
 
-use std::process::ExitCode;
+use std::{os::unix::process::CommandExt, process::ExitCode};
 
 use clap::Parser;
 
@@ -29,6 +29,7 @@ enum Command {
 }
 
 fn main() -> ExitCode {
+    leave_cargos_environment();
     let outcome = match Command::parse() {
         Command::Boot(a) => boot::run(a),
         Command::Test(a) => test::run(a),
@@ -43,6 +44,25 @@ fn main() -> ExitCode {
         eprintln!("error: {error:#}");
         ExitCode::FAILURE
     })
+}
+
+/// Becomes the same program without what `cargo run` says of xtask's own package. Build scripts (ring's) look at it, so that cargo
+/// would build their crates and all above them anew each time it is called from here, and again when it is called from a shell.
+fn leave_cargos_environment() {
+    let of_ours = |name: &str| name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_");
+    let names: Vec<_> = std::env::vars_os().map(|(name, _)| name).collect();
+    let names: Vec<_> = names.iter().filter(|name| name.to_str().is_some_and(of_ours)).collect();
+    if names.is_empty() {
+        return;
+    }
+    let Ok(program) = std::env::current_exe() else { return };
+    let mut again = std::process::Command::new(program);
+    again.args(std::env::args_os().skip(1));
+    for name in names {
+        again.env_remove(name);
+    }
+    // It comes back only if it cannot be executed; then it works as well, and takes longer.
+    let _ = again.exec();
 }
 
 /// The workspace that this xtask was built in: chores work whatever folder they are called from.

@@ -17,7 +17,7 @@ use undercroft_harness::{
 };
 
 use super::{
-    schedule::{self, Job},
+    schedule::{self, Job, Test},
     steps::Context,
 };
 use crate::{
@@ -57,15 +57,19 @@ pub(super) fn run(context: &mut Context) -> anyhow::Result<()> {
                 .filter
                 .as_ref()
                 .is_none_or(|f| f.split(',').any(|part| format!("{binary} {test}").contains(part)));
-            let job = Job { binary: binary.clone(), path: path.clone(), test };
+            let test = Test { binary: binary.clone(), path: path.clone(), name: test };
             if binary == "bases" {
-                first.push(job);
+                first.push(Job::Test(test));
             } else if wanted {
-                queue.push(job);
+                queue.push(test);
             }
         }
     }
-    queue.sort_by_key(|job| !LONG.contains(&job.binary.as_str()));
+    queue.sort_by_key(|test| !LONG.contains(&test.binary.as_str()));
+    let mut queue: Vec<_> = queue.into_iter().map(Job::Test).collect();
+    let budget = context.budget_job();
+    let measures = budget.is_some();
+    queue.splice(0..0, budget);
     let mut failed = Vec::new();
     let archives = [&suite.debian, &suite.debian13, &suite.busybox];
     if archives.into_iter().all(|archive| suite.base(archive).is_ok_and(|base| base.exists())) {
@@ -73,6 +77,9 @@ pub(super) fn run(context: &mut Context) -> anyhow::Result<()> {
     }
     for jobs in [first, queue] {
         failed.extend(schedule::run(jobs, in_lab.is_some(), &environment)?);
+    }
+    if measures {
+        context.budget_ended(&mut failed);
     }
     summarise(&results, context)?;
     if failed.is_empty() { Ok(()) } else { bail!("guest tests failed: {}", failed.join(", ")) }

@@ -2,6 +2,7 @@
 
 use std::{
     collections::VecDeque,
+    fs::File,
     path::{Path, PathBuf},
     process::{Command, Stdio},
     sync::{Mutex, PoisonError},
@@ -11,11 +12,37 @@ use std::{
 use anyhow::Context;
 use undercroft_harness::lab::{self, LabError};
 
+/// What one worker does at a time.
+pub(super) enum Job {
+    /// One test of one binary.
+    Test(Test),
+    /// A subcommand of xtask that keeps one CPU busy, as a lab does. Its output goes to a file.
+    Xtask { arguments: &'static [&'static str], log: PathBuf },
+}
+
 /// One test of one binary.
-pub(super) struct Job {
+pub(super) struct Test {
     pub(super) binary: String,
     pub(super) path: PathBuf,
-    pub(super) test: String,
+    pub(super) name: String,
+}
+
+impl Job {
+    /// What its line calls it.
+    pub(super) fn name(&self) -> String {
+        match self {
+            Job::Test(Test { binary, name, .. }) => format!("{binary}: {name}"),
+            Job::Xtask { arguments, .. } => xtask_name(arguments),
+        }
+    }
+
+    fn run(&self, worker: usize, in_lab: bool, environment: &Environment) -> anyhow::Result<(bool, String)> {
+        match self {
+            Job::Test(test) if in_lab => there(test, worker, environment),
+            Job::Test(test) => here(test, environment),
+            Job::Xtask { arguments, log } => xtask(arguments, log),
+        }
+    }
 }
 
 type Environment = [(&'static str, String)];
@@ -44,17 +71,14 @@ pub(super) fn run(jobs: Vec<Job>, in_lab: bool, environment: &Environment) -> an
                 refresh(number, &mut lab_since)?;
             }
             let start = Instant::now();
-            let (good, output) =
-                if in_lab { there(&job, number, environment)? } else { here(&job, environment)? };
+            let (good, output) = job.run(number, in_lab, environment)?;
             let word = if good { "ok  " } else { "FAIL" };
             let seconds = start.elapsed().as_secs();
-            let mut text =
-                format!("[{:2}/{total}] {word} {}: {} ({seconds} s)", at + 1, job.binary, job.test);
+            let mut text = format!("[{:2}/{total}] {word} {} ({seconds} s)", at + 1, job.name());
             if !good {
                 text.push('\n');
                 text.push_str(&output);
-                let name = format!("{}: {}", job.binary, job.test);
-                failed.lock().unwrap_or_else(PoisonError::into_inner).push(name);
+                failed.lock().unwrap_or_else(PoisonError::into_inner).push(job.name());
             }
             println!("{text}");
         }
@@ -92,28 +116,45 @@ fn workers(in_lab: bool) -> usize {
     cpus.min(available / each_kib).clamp(1, 8)
 }
 
-fn arguments(job: &Job) -> [&str; 4] {
-    ["--exact", &job.test, "--test-threads=1", "--nocapture"]
+/// What the line of a subcommand calls it.
+pub(super) fn xtask_name(arguments: &[&str]) -> String {
+    format!("cargo xtask {}", arguments.join(" "))
 }
 
-fn here(job: &Job, environment: &Environment) -> anyhow::Result<(bool, String)> {
-    let output = Command::new(&job.path)
-        .args(arguments(job))
+fn xtask(arguments: &[&str], log: &Path) -> anyhow::Result<(bool, String)> {
+    let file = File::create(log).with_context(|| log.display().to_string())?;
+    let status = Command::new(std::env::current_exe()?)
+        .args(arguments)
+        .stdin(Stdio::null())
+        .stdout(file.try_clone()?)
+        .stderr(file)
+        .status()
+        .with_context(|| format!("starting {}", xtask_name(arguments)))?;
+    Ok((status.success(), format!("its output: {}\n", log.display())))
+}
+
+fn arguments(test: &Test) -> [&str; 4] {
+    ["--exact", &test.name, "--test-threads=1", "--nocapture"]
+}
+
+fn here(test: &Test, environment: &Environment) -> anyhow::Result<(bool, String)> {
+    let output = Command::new(&test.path)
+        .args(arguments(test))
         .envs(environment.iter().cloned())
         .stdin(Stdio::null())
         .output()
-        .with_context(|| job.path.display().to_string())?;
+        .with_context(|| test.path.display().to_string())?;
     Ok((output.status.success(), text(&output.stdout, &output.stderr)))
 }
 
 /// A lab that dies under a test, or whose emulated processor may have gone wrong, says nothing of the test: it is run again,
 /// once, in a new lab. What was seen is printed.
-fn there(job: &Job, number: usize, environment: &Environment) -> anyhow::Result<(bool, String)> {
+fn there(test: &Test, number: usize, environment: &Environment) -> anyhow::Result<(bool, String)> {
     let mut lost = false;
     loop {
         let lab = lab::ensure_nth(number).context("starting a lab")?;
         let before = std::fs::metadata(lab.console()).map_or(0, |m| m.len() as usize);
-        let argv = std::iter::once(job.path.as_os_str()).chain(arguments(job).map(AsRef::as_ref));
+        let argv = std::iter::once(test.path.as_os_str()).chain(arguments(test).map(AsRef::as_ref));
         let why = match lab.command(argv).envs(environment.iter().cloned()).stdin_null().output() {
             Ok(output) => {
                 let mut text = text(&output.stdout, &output.stderr);
@@ -136,7 +177,7 @@ fn there(job: &Job, number: usize, environment: &Environment) -> anyhow::Result<
             Err(error @ (LabError::Lost { .. } | LabError::Connection(_))) if !lost => error.to_string(),
             Err(error) => return Err(error).context("running a test in the lab"),
         };
-        println!("{}: {}: once more in a new lab, because: {why}", job.binary, job.test);
+        println!("{}: {}: once more in a new lab, because: {why}", test.binary, test.name);
         lost = true;
     }
 }

@@ -1,7 +1,7 @@
 //! The steps of a test run, each a few lines.
 
 use std::{
-    fs::File,
+    fs::{self, File},
     path::PathBuf,
     process::{Child, Command, Stdio},
 };
@@ -10,7 +10,10 @@ use anyhow::{Context as _, bail};
 
 use undercroft_harness::guest;
 
-use super::guests;
+use super::{
+    guests,
+    schedule::{self, Job},
+};
 use crate::{
     packages::{self, Group},
     workspace_root,
@@ -48,13 +51,41 @@ pub(super) struct Context {
     pub(super) kernel: Option<(Child, PathBuf)>,
     /// Guest tests by name.
     pub(super) filter: Option<String>,
+    /// The budgets' measurement.
+    budget: Budget,
     /// What a person should read at the end.
     pub(super) notes: Vec<String>,
 }
 
+/// The budgets are measured on one CPU, as a lab is: beside the guest tests, if there are any.
+enum Budget {
+    /// By nobody but the step itself, if that is chosen.
+    Alone,
+    /// The guest tests may do it.
+    Wanted,
+    /// They did.
+    Done { passed: bool },
+}
+
+const BUDGET: &[&str] = &["budget", "--brief"];
+
 impl Context {
-    pub(super) fn new(filter: Option<String>) -> Self {
-        Self { kernel: None, filter, notes: Vec::new() }
+    /// Whether the budgets' step is among those to come.
+    pub(super) fn new(filter: Option<String>, budget: bool) -> Self {
+        let budget = if budget { Budget::Wanted } else { Budget::Alone };
+        Self { kernel: None, filter, budget, notes: Vec::new() }
+    }
+
+    /// The budgets' measurement, for the guest tests to run it among them.
+    pub(super) fn budget_job(&self) -> Option<Job> {
+        matches!(self.budget, Budget::Wanted).then(|| Job::Xtask { arguments: BUDGET, log: budget_log() })
+    }
+
+    /// Takes the budgets out of what failed: it is for the step to say.
+    pub(super) fn budget_ended(&mut self, failed: &mut Vec<String>) {
+        let (before, name) = (failed.len(), schedule::xtask_name(BUDGET));
+        failed.retain(|failed| *failed != name);
+        self.budget = Budget::Done { passed: failed.len() == before };
     }
 
     /// Waits for the kernel's build, if one was started.
@@ -70,19 +101,15 @@ impl Context {
                 break status;
             }
             std::thread::sleep(std::time::Duration::from_secs(20));
-            let newest = std::fs::read_to_string(&log)
-                .unwrap_or_default()
-                .lines()
-                .last()
-                .unwrap_or_default()
-                .to_owned();
+            let newest =
+                fs::read_to_string(&log).unwrap_or_default().lines().last().unwrap_or_default().to_owned();
             if newest != shown {
                 println!("  {newest}");
                 shown = newest;
             }
         };
         if !status.success() {
-            let text = std::fs::read_to_string(&log).unwrap_or_default();
+            let text = fs::read_to_string(&log).unwrap_or_default();
             let tail: Vec<_> = text.lines().rev().take(15).collect();
             for line in tail.into_iter().rev() {
                 println!("  | {line}");
@@ -151,8 +178,18 @@ fn tidy(_: &mut Context) -> anyhow::Result<()> {
 }
 
 fn budget(context: &mut Context) -> anyhow::Result<()> {
+    if let Budget::Done { passed } = context.budget {
+        let log = budget_log();
+        print!("{}", fs::read_to_string(&log).with_context(|| log.display().to_string())?);
+        anyhow::ensure!(passed, "cargo xtask budget --brief failed; it ran beside the guest tests");
+        return Ok(());
+    }
     context.wait_for_kernel()?;
-    sh(Command::new(std::env::current_exe()?).args(["budget", "--brief"]))
+    sh(Command::new(std::env::current_exe()?).args(BUDGET))
+}
+
+fn budget_log() -> PathBuf {
+    guest::target().join("budget.log")
 }
 
 /// The release of cargo-deny that is installed where there is none.
