@@ -18,6 +18,10 @@ const COMMAND_LINE: &str = "console=ttyS0 panic=-1 nokaslr mitigations=off quiet
     initcall_blacklist=jent_mod_init,load_system_certificate_list,bpf_tcp_ca_kfunc_init,bpf_dummy_struct_ops_init,\
     trace_eval_init,init_kprobe_trace";
 
+/// All that QEMU can, but for what costs its guests' guests much and shows them nothing: page tables of five levels, for both of
+/// them, and what is looked at with each access to a user's memory (docs/decisions.md).
+const CPU: &str = "max,-la57,-smap,-smep,-pku,-umip";
+
 /// QEMU and its file servers.
 pub(crate) struct Machine {
     qemu: Child,
@@ -194,7 +198,7 @@ fn source_option(path: &Path) -> std::ffi::OsString {
 
 fn arguments(command: &mut Command, launch: &Launch, nonce: &str, port: i32, files: &[(String, UnixStream)]) {
     let memory = launch.memory_mib;
-    command.args(["-accel", "tcg,thread=multi", "-cpu", "max"]);
+    command.args(["-accel", "tcg,thread=multi", "-cpu", CPU]);
     command.args(["-smp", &launch.cpus.to_string(), "-m", &memory.to_string()]);
     command.args(["-M", "q35,vmport=off,smbus=off,sata=off,usb=off,memory-backend=mem"]);
     // Shared, because the file servers write into L1's memory.
