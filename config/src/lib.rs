@@ -26,6 +26,7 @@ mod change;
 mod document;
 mod facts;
 pub mod grammar;
+mod host;
 mod key;
 pub mod keys;
 mod settings;
@@ -35,9 +36,10 @@ mod views;
 pub use change::{Change, Restart, changed};
 pub use document::document;
 pub use facts::HostFacts;
+pub use host::{Mount, NotAMount, NotATap, Published, Tap};
 pub use key::{Acts, Default, Fate, Key, SUBSECTION, Table};
 pub use settings::{LONGEST, Origin, Row, Setting, Settings, Warning};
-pub use value::{Kind, Mount, Published, Value, is_hostname};
+pub use value::{Kind, Value, is_hostname};
 pub use views::{
     AutoMemoryReclaim, DistributionConfig, DistributionSettings, HostConfig, NetworkingMode, PackageConfig,
 };

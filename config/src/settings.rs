@@ -317,9 +317,11 @@ impl View<'_> {
         /// [`Value::Ports`].
         ports: Ports -> Vec<u16>;
         /// [`Value::Published`].
-        published: Published -> Vec<crate::value::Published>;
+        published: Published -> Vec<crate::Published>;
         /// [`Value::Mounts`].
-        mounts: Mounts -> Vec<crate::value::Mount>;
+        mounts: Mounts -> Vec<crate::Mount>;
+        /// [`Value::Tap`].
+        tap: Tap -> crate::Tap;
         /// Text of any kind.
         text: Text -> String;
     }

@@ -1,8 +1,11 @@
 //! What a key's value can be: how it is read, and how it is written.
 
-use std::{fmt, net::SocketAddr, str::FromStr};
+use std::fmt;
 
-use crate::grammar::excerpt;
+use crate::{
+    grammar::excerpt,
+    host::{Mount, NotAMount, NotATap, Published, Tap},
+};
 
 /// The kinds of values.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,6 +44,8 @@ pub enum Kind {
     Published,
     /// A folder of the host and where it is seen, see [`Mount`]; the key may be given many times.
     Mounts,
+    /// A TAP device and addresses, see [`Tap`].
+    Tap,
     /// One of some words, in any case.
     Choice {
         /// The words.
@@ -71,59 +76,10 @@ pub enum Value {
     Published(Vec<Published>),
     /// [`Kind::Mounts`].
     Mounts(Vec<Mount>),
+    /// [`Kind::Tap`].
+    Tap(Tap),
     /// All others; a [`Kind::Choice`] as this crate writes it.
     Text(String),
-}
-
-/// Where on the host a port is reached.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Published {
-    /// The address, and the port that is the same in the virtual machine.
-    pub address: SocketAddr,
-    /// Whether it is one of UDP's, not of TCP's.
-    pub is_udp: bool,
-}
-
-impl FromStr for Published {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let (address, is_udp) = text.strip_suffix("/udp").map_or((text, false), |address| (address, true));
-        let address = address.strip_suffix("/tcp").unwrap_or(address).parse::<SocketAddr>();
-        match address {
-            Ok(address) if address.port() != 0 => Ok(Self { address, is_udp }),
-            _ => {
-                Err("expected an address of this host's and a port, such as 0.0.0.0:8080, [::]:53/udp".into())
-            }
-        }
-    }
-}
-
-/// `0.0.0.0:53/udp`.
-impl fmt::Display for Published {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}{}", self.address, if self.is_udp { "/udp" } else { "" })
-    }
-}
-
-/// A folder of the host's in a distribution.
-#[derive(Debug, Clone, Eq)]
-pub struct Mount {
-    /// The host's path: absolute, or `~/…` until it is resolved.
-    pub host: String,
-    /// The distribution's path: absolute, without `..`.
-    pub guest: String,
-    /// Whether the distribution can only read.
-    pub read_only: bool,
-    /// The line that it was written in, or 0.
-    pub line: usize,
-}
-
-/// Wherever they were written.
-impl PartialEq for Mount {
-    fn eq(&self, other: &Self) -> bool {
-        (&self.host, &self.guest, self.read_only) == (&other.host, &other.guest, other.read_only)
-    }
 }
 
 /// A value that its key does not take.
@@ -181,11 +137,11 @@ pub enum Invalid {
     )]
     Published(String),
     /// Not a folder and its place.
-    #[error(
-        "expected HOST-FOLDER:GUEST-FOLDER, both absolute (the first may begin with ~/), with :ro or :rw behind \
-             if wanted, and got {0}"
-    )]
+    #[error("{NotAMount}, and got {0}")]
     Mount(String),
+    /// Not a device with addresses.
+    #[error("{NotATap}, and got {0}")]
+    Tap(String),
     /// None of the words.
     #[error("expected {}, and got {got}", .of.join(", "))]
     Choice {
@@ -242,7 +198,8 @@ impl Kind {
             }
             Self::Ports => Value::Ports(ports(text).ok_or_else(|| Invalid::Ports(got()))?),
             Self::Published => Value::Published(published(text).ok_or_else(|| Invalid::Published(got()))?),
-            Self::Mounts => Value::Mounts(vec![mount(text).ok_or_else(|| Invalid::Mount(got()))?]),
+            Self::Tap => Value::Tap(text.parse().map_err(|_| Invalid::Tap(got()))?),
+            Self::Mounts => Value::Mounts(vec![text.parse().map_err(|_| Invalid::Mount(got()))?]),
             Self::Choice { of, not_here } => {
                 if let Some(&(word, reason)) = not_here.iter().find(|(w, _)| w.eq_ignore_ascii_case(text)) {
                     return Err(Invalid::NotHere { word, reason });
@@ -278,6 +235,7 @@ impl Kind {
             Self::Mounts => {
                 "HOST-FOLDER:GUEST-FOLDER, with :ro behind it if wanted; the key may be repeated".into()
             }
+            Self::Tap => "DEVICE ADDRESS/BITS[,…] [via GATEWAY[,…]]".into(),
             Self::Choice { of, .. } => of.join(", "),
         }
     }
@@ -311,10 +269,9 @@ impl fmt::Display for Value {
                 f.write_str(&ports.iter().map(u16::to_string).collect::<Vec<_>>().join(","))
             }
             Self::Mounts(mounts) => {
-                let one =
-                    |m: &Mount| format!("{}:{}{}", m.host, m.guest, if m.read_only { ":ro" } else { "" });
-                f.write_str(&mounts.iter().map(one).collect::<Vec<_>>().join(", "))
+                f.write_str(&mounts.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "))
             }
+            Self::Tap(tap) => write!(f, "{tap}"),
             Self::Text(text) => f.write_str(text),
         }
     }
@@ -383,7 +340,7 @@ fn path(text: &str) -> Result<String, Invalid> {
     if is_path(text) { Ok(text.into()) } else { Err(Invalid::Path(excerpt(text))) }
 }
 
-fn is_path(text: &str) -> bool {
+pub(crate) fn is_path(text: &str) -> bool {
     (text.starts_with('/') || text.starts_with("~/")) && !text.contains('\0')
 }
 
@@ -412,24 +369,6 @@ fn published(text: &str) -> Option<Vec<Published>> {
 fn ports(text: &str) -> Option<Vec<u16>> {
     let port = |text: &str| digits(text.trim(), 10).and_then(|n| u16::try_from(n).ok()).filter(|n| *n > 0);
     text.split(',').map(port).collect()
-}
-
-/// The first `:/` parts the two, so that either may have colons of another kind in it; a host folder alone is seen at the
-/// same path.
-fn mount(text: &str) -> Option<Mount> {
-    let (folders, read_only) = match text.strip_suffix(":ro") {
-        Some(rest) => (rest, true),
-        None => (text.strip_suffix(":rw").unwrap_or(text), false),
-    };
-    let (host, guest) = match folders.split_once(":/") {
-        Some((host, guest)) => (host, format!("/{guest}")),
-        None if folders.contains(':') => return None,
-        None => (folders, folders.to_owned()),
-    };
-    let plain = |path: &str| path.split('/').all(|part| part != ".." && part != ".");
-    let good =
-        is_path(host) && guest.starts_with('/') && !guest.contains('\0') && plain(&guest) && guest.len() > 1;
-    good.then(|| Mount { host: host.into(), guest, read_only, line: 0 })
 }
 
 #[cfg(test)]

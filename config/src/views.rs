@@ -4,10 +4,10 @@ use std::{path::PathBuf, time::Duration};
 
 use crate::{
     facts::HostFacts,
+    host::{Mount, Published, Tap},
     key::SUBSECTION,
     keys::{DISTRIBUTION, HOST, PACKAGE},
     settings::{Settings, View},
-    value::{Mount, Published},
 };
 
 /// `.wslconfig`, defaults filled in. Each field is documented with its key in docs/configuration.md.
@@ -45,6 +45,8 @@ pub struct HostConfig {
     pub dns_tunneling: bool,
     /// `wsl2.ipv6`.
     pub ipv6: bool,
+    /// `wsl2.tap`.
+    pub tap: Option<Tap>,
     /// `wsl2.macAddress`, with colons.
     pub mac_address: Option<String>,
     /// `wsl2.debugConsole`.
@@ -72,6 +74,8 @@ pub struct HostConfig {
 pub enum NetworkingMode {
     /// `nat`.
     Nat,
+    /// `tap`.
+    Tap,
     /// `none`.
     None,
 }
@@ -175,12 +179,14 @@ impl HostConfig {
             distribution_start_timeout: time("wsl2", "distributionStartTimeout").unwrap_or_default(),
             networking_mode: match view.text("wsl2", "networkingMode").as_deref() {
                 Some("none") => NetworkingMode::None,
+                Some("tap") => NetworkingMode::Tap,
                 _ => NetworkingMode::Nat,
             },
             localhost_forwarding: view.bool("wsl2", "localhostForwarding").unwrap_or_default(),
             dns_proxy: view.bool("wsl2", "dnsProxy").unwrap_or_default(),
             dns_tunneling: view.bool("wsl2", "dnsTunneling").unwrap_or_default(),
             ipv6: view.bool("wsl2", "ipv6").unwrap_or_default(),
+            tap: view.tap("wsl2", "tap"),
             mac_address: view.text("wsl2", "macAddress"),
             debug_console: view.bool("wsl2", "debugConsole").unwrap_or_default(),
             debug_console_log_file: view.path("wsl2", "debugConsoleLogFile"),

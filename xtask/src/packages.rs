@@ -101,6 +101,7 @@ impl Group {
                         need(&["/bin/busybox"], "busybox-static"),
                         need(&["mke2fs"], "e2fsprogs"),
                         need(&["passt"], "passt"),
+                        need(&["ip"], "iproute2"),
                     ]
                 }
             }

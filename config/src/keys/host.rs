@@ -21,10 +21,10 @@ const TIMEOUT: Kind = Kind::Milliseconds { or_never: false };
 const WHAT_ELSE_IT_IS: &str =
     "the network is passt's, a process of this user's that opens sockets in the guest's place";
 const NETWORKING: Kind = Kind::Choice {
-    of: &["nat", "none"],
+    of: &["nat", "tap", "none"],
     not_here: &[
         ("mirrored", WHAT_ELSE_IT_IS),
-        ("bridged", "a bridge needs root on the host"),
+        ("bridged", "a bridge needs root on the host; with a TAP device on one it is `tap`"),
         ("virtioproxy", WHAT_ELSE_IT_IS),
     ],
 };
@@ -36,7 +36,7 @@ const GIB: u64 = 1 << 30;
 const NO_DUMPS: &str = "crash dumps are files of the host's there; here a program's core goes where the distribution's own \
                         kernel.core_pattern settings and systemd-coredump put it";
 
-static KEYS: [Key; 50] = [
+static KEYS: [Key; 51] = [
     honoured(
         "wsl2",
         "kernel",
@@ -158,7 +158,8 @@ static KEYS: [Key; 50] = [
             MachineStart,
             "How distributions reach the network, or that they do not.",
         ),
-        "`nat`: connections go out as the host's own, by passt, without root. `none`: there is a loopback device and no other.",
+        "`nat`: connections go out as the host's own, by passt, without root. `tap`: by a TAP device that somebody with root has \
+         made, see `tap`; what lies behind it is theirs. `none`: there is a loopback device and no other.",
     ),
     honoured(
         "wsl2",
@@ -231,6 +232,18 @@ static KEYS: [Key; 50] = [
         Default::Unset("one that is made up"),
         MachineStart,
         "The virtual network device's address.",
+    ),
+    more(
+        honoured(
+            "wsl2",
+            "tap",
+            Kind::Tap,
+            Default::Unset("none"),
+            MachineStart,
+            "The TAP device of `networkingMode=tap`, and the virtual machine's addresses in its network.",
+        ),
+        "`ip tuntap add dev tap0 mode tap vnet_hdr user NAME` as root makes one that NAME can use; its `mtu` is the guest's, \
+         too. Distributions have the host's name servers (`dnsTunneling`). Ours; WSL has no such key.",
     ),
     meaningless(
         "wsl2",

@@ -28,13 +28,13 @@ const PREFIX_WIRE6: u8 = 126;
 pub(crate) struct Addresses {
     network: [u8; 3],
     wires: [u8; 2],
-    /// Whether there is IPv6.
-    pub(crate) ipv6: bool,
+    /// By which of its devices the host reaches the world by IPv6, if it does and it is wanted.
+    pub(crate) ipv6: Option<String>,
 }
 
 impl Addresses {
     /// A network in which the host has no address.
-    pub(crate) fn choose(hosts: &[IpAddr], ipv6: bool) -> Self {
+    pub(crate) fn choose(hosts: &[IpAddr], ipv6: Option<String>) -> Self {
         let is_free = |network: &[u8; 3]| {
             !hosts.iter().any(|host| matches!(host, IpAddr::V4(host) if host.octets()[..3] == network[..]))
         };
@@ -86,7 +86,7 @@ impl Addresses {
     /// The VM's, as it is told them.
     pub(crate) fn all(&self) -> Vec<Address> {
         let mut all = vec![Address { ip: self.guest().into(), prefix: PREFIX }];
-        if self.ipv6 {
+        if self.ipv6.is_some() {
             all.push(Address { ip: self.guest6().into(), prefix: PREFIX6 });
         }
         all
@@ -104,7 +104,7 @@ impl Addresses {
             Ipv6Addr::new(a, b, c, d, 0, 0, 0, number + last).into()
         };
         let mut all = vec![Ends { vm: v4(1), distribution: v4(2), prefix: PREFIX_WIRE }];
-        if self.ipv6 {
+        if self.ipv6.is_some() {
             all.push(Ends { vm: v6(1), distribution: v6(2), prefix: PREFIX_WIRE6 });
         }
         all
@@ -112,7 +112,7 @@ impl Addresses {
 
     pub(crate) fn gateways(&self) -> Vec<IpAddr> {
         let mut all = vec![self.gateway().into()];
-        if self.ipv6 {
+        if self.ipv6.is_some() {
             all.push(self.gateway6().into());
         }
         all
@@ -126,18 +126,16 @@ pub(crate) fn hosts(fib_trie: &str) -> Vec<IpAddr> {
     local.filter_map(|pair| pair[0].trim_start_matches(['|', '-', ' ']).trim().parse().ok()).collect()
 }
 
-/// Whether the host reaches the world by IPv6, as /proc/net/ipv6_route has it: destination, its prefix, …, flags, device.
-pub(crate) fn has_ipv6(routes: &str) -> bool {
+/// By which device the host reaches the world by IPv6, as /proc/net/ipv6_route has it: destination, its prefix, …, flags, device.
+pub(crate) fn ipv6_device(routes: &str) -> Option<&str> {
     /// RTF_REJECT (linux/route.h).
     const REJECT: u32 = 0x200;
-    routes.lines().any(|line| {
+    routes.lines().find_map(|line| {
         let words: Vec<&str> = line.split_whitespace().collect();
-        let [destination, prefix, .., flags, device] = words[..] else { return false };
+        let [destination, prefix, .., flags, device] = words[..] else { return None };
         let flags = u32::from_str_radix(flags, 16).unwrap_or(REJECT);
-        destination.bytes().all(|byte| byte == b'0')
-            && prefix == "00"
-            && flags & REJECT == 0
-            && device != "lo"
+        let is_default = destination.bytes().all(|byte| byte == b'0') && prefix == "00";
+        (is_default && flags & REJECT == 0 && device != "lo").then_some(device)
     })
 }
 
@@ -147,11 +145,11 @@ mod tests {
 
     #[test]
     fn a_network_of_the_hosts_is_not_taken() {
-        let addresses = Addresses::choose(&[], false);
+        let addresses = Addresses::choose(&[], None);
         assert_eq!(addresses.guest(), Ipv4Addr::new(10, 87, 84, 2));
         assert_eq!((addresses.all().len(), addresses.gateways().len()), (1, 1));
         let taken = [IpAddr::from([10, 87, 84, 77]), IpAddr::from([172, 29, 84, 1])];
-        let addresses = Addresses::choose(&taken, true);
+        let addresses = Addresses::choose(&taken, Some("eth0".into()));
         assert_eq!(addresses.gateway(), Ipv4Addr::new(192, 168, 184, 1));
         assert_eq!((addresses.all().len(), addresses.gateways().len()), (2, 2));
         let wire = |addresses: &Addresses, number| addresses.wire(number)[0].distribution.to_string();
@@ -159,7 +157,7 @@ mod tests {
         assert_eq!(addresses.wire(1)[1].vm.to_string(), "fd75:6e64:6374:1::5");
         assert_eq!(wire(&addresses, WIRES_MAX - 1), "10.88.255.254");
         assert_eq!(wire(&addresses, WIRES_MAX), "10.88.0.2");
-        assert_eq!(wire(&Addresses::choose(&[[10, 88, 7, 7].into()], false), 2), "172.28.0.10");
+        assert_eq!(wire(&Addresses::choose(&[[10, 88, 7, 7].into()], None), 2), "172.28.0.10");
     }
 
     #[test]
@@ -172,9 +170,9 @@ mod tests {
         let route = |flags: &str, device: &str| {
             format!("{zeros} 00 {zeros} 00 {zeros} 00000400 00000001 00000000 {flags} {device}\n")
         };
-        assert!(has_ipv6(&route("00000003", "    eth0")));
-        assert!(!has_ipv6(&route("00200200", "      lo")));
-        assert!(!has_ipv6(&format!("fd{} 40 x 00 x 0 0 0 00000001 eth0\n", &zeros[2..])));
-        assert!(!has_ipv6("nonsense\n"));
+        assert_eq!(ipv6_device(&route("00000003", "    eth0")), Some("eth0"));
+        assert_eq!(ipv6_device(&route("00200200", "      lo")), None);
+        assert_eq!(ipv6_device(&format!("fd{} 40 x 00 x 0 0 0 00000001 eth0\n", &zeros[2..])), None);
+        assert_eq!(ipv6_device("nonsense\n"), None);
     }
 }

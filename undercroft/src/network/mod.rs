@@ -14,6 +14,7 @@ mod peer;
 pub mod ports;
 mod relay;
 mod resolver;
+mod tap;
 mod wanted;
 
 use std::{
@@ -37,6 +38,8 @@ use crate::{
     guest::{Guest, Pending, wrong},
     vmm::{Control, Vmm},
 };
+pub use tap::TapError;
+
 use addresses::Addresses;
 use names::{NameKeeper, Servers};
 use passt::{Passt, State};
@@ -164,7 +167,8 @@ impl Plan {
     pub(crate) fn new(options: NetworkOptions) -> Self {
         let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
         let wants_ipv6 = matches!(&options.mode, NetworkMode::Nat(nat) if nat.ipv6);
-        let ipv6 = wants_ipv6 && addresses::has_ipv6(&read("/proc/net/ipv6_route"));
+        let routes = read("/proc/net/ipv6_route");
+        let ipv6 = addresses::ipv6_device(&routes).filter(|_| wants_ipv6).map(str::to_owned);
         let addresses = Addresses::choose(&addresses::hosts(&read("/proc/net/fib_trie")), ipv6);
         let mut plan = Self { options, addresses, program: None, trouble: None };
         if let NetworkMode::Nat(nat) = &plan.options.mode {
@@ -258,7 +262,7 @@ impl Network {
                 NetworkMode::Nat(nat) if nat.host_loopback => Some(self.plan.addresses.gateway().into()),
                 _ => None,
             };
-            self.names = Some(NameKeeper::start(guest, servers, self.plan.addresses.ipv6, host)?);
+            self.names = Some(NameKeeper::start(guest, servers, self.plan.addresses.ipv6.is_some(), host)?);
         }
         if self.plan.options.localhost {
             let options = &self.plan.options;

@@ -67,9 +67,6 @@ fn arguments(addresses: &Addresses, options: &NatOptions) -> Vec<String> {
     let mut all: Vec<String> = [
         "--foreground",
         "--quiet",
-        // Only what it would take its defaults from, all of which are given: so it starts on a host that is offline, and
-        // connections go where the host's routes say at that moment.
-        "--interface=lo",
         "--tcp-ports=none",
         "--udp-ports=none",
         // The guest is told its addresses; only who has which is still asked on the wire.
@@ -85,7 +82,7 @@ fn arguments(addresses: &Addresses, options: &NatOptions) -> Vec<String> {
     all.push(format!("--netmask={}", addresses.prefix()));
     all.push(format!("--gateway={}", addresses.gateway()));
     all.push(format!("--dns-forward={}", addresses.resolver()));
-    if addresses.ipv6 {
+    if addresses.ipv6.is_some() {
         all.push(format!("--address={}", addresses.guest6()));
         all.push(format!("--gateway={}", addresses.gateway6()));
     } else {
@@ -95,6 +92,13 @@ fn arguments(addresses: &Addresses, options: &NatOptions) -> Vec<String> {
         all.push("--no-map-gw".into());
     }
     all
+}
+
+/// Where it takes its defaults from, all of which are given: so it starts on a host that is offline, and connections go where the
+/// host's routes say at that moment. But it does without IPv6 if that device has no link-local address, which `lo` never has.
+fn interface(ipv6: Option<&str>) -> String {
+    let there = |name: &&str| Path::new("/proc/sys/net/ipv6/conf").join(name).exists();
+    format!("--interface={}", ipv6.filter(there).unwrap_or("lo"))
 }
 
 /// How it is with passt.
@@ -158,7 +162,12 @@ impl Passt {
     ) -> Result<Self> {
         let watched = Watched { state: State::Starting, pid: None, is_stopping: false };
         let shared = Arc::new(Shared { watched: Mutex::new(watched), changed: Condvar::new() });
-        let process = Process { program, arguments: arguments(addresses, options), messages };
+        let process = Process {
+            program,
+            ipv6: addresses.ipv6.clone(),
+            arguments: arguments(addresses, options),
+            messages,
+        };
         let supervised = shared.clone();
         let thread = spawn("passt", move || supervise(&process, &control, &supervised, &warn))?;
         Ok(Self { shared, thread: Some(thread) })
@@ -193,6 +202,8 @@ impl Drop for Passt {
 
 struct Process {
     program: PathBuf,
+    /// The host's device with IPv6.
+    ipv6: Option<String>,
     arguments: Vec<String>,
     messages: PathBuf,
 }
@@ -236,6 +247,7 @@ impl Process {
         };
         let mut command = Command::new(&self.program);
         command
+            .arg(interface(self.ipv6.as_deref()))
             .args(&self.arguments)
             .arg(format!("--fd={}", theirs.as_raw_fd()))
             .env_clear()
@@ -317,13 +329,19 @@ mod tests {
     #[test]
     fn nothing_of_the_hosts_is_open_unless_it_is_asked_for() {
         let options = NatOptions::default();
-        let all = arguments(&Addresses::choose(&[], false), &options);
+        let all = arguments(&Addresses::choose(&[], None), &options);
         for wanted in ["--tcp-ports=none", "--udp-ports=none", "--no-map-gw", "--ipv4-only"] {
             assert!(all.iter().any(|argument| argument == wanted), "{wanted}");
         }
         let open = NatOptions { host_loopback: true, ..options };
-        let all = arguments(&Addresses::choose(&[], true), &open);
+        let all = arguments(&Addresses::choose(&[], Some("eth0".into())), &open);
         assert!(!all.iter().any(|argument| argument == "--no-map-gw" || argument == "--ipv4-only"));
         assert_eq!(all.iter().filter(|argument| argument.starts_with("--gateway=")).count(), 2);
+    }
+
+    #[test]
+    fn ipv6_is_of_a_device_that_is_there() {
+        assert_eq!(interface(None), "--interface=lo");
+        assert_eq!(interface(Some("nosuchdevice")), "--interface=lo");
     }
 }

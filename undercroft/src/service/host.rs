@@ -18,7 +18,8 @@ use super::{
 };
 use crate::{
     Cause, HELLO, Machine, MachineOptions, NameOptions, NameServers, NatOptions, NetworkMode, NetworkOptions,
-    error::{Error, Result},
+    TapOptions,
+    error::{Error, Result, chain},
     guest::spawn,
     machine_config,
 };
@@ -95,6 +96,48 @@ impl Service {
         Ok(Arc::new(machine))
     }
 
+    /// What of the network is wanted. A device that cannot be had is no reason for there to be no machine.
+    fn network(&self, settings: &Settings) -> NetworkOptions {
+        let host = &settings.host;
+        let mode = match host.networking_mode {
+            NetworkingMode::None => NetworkMode::None,
+            NetworkingMode::Tap => {
+                let opened = match &host.tap {
+                    Some(tap) => TapOptions::open(tap).map_err(|error| chain(&error)),
+                    None => Err("networkingMode=tap wants tap=DEVICE ADDRESS/BITS beside it".into()),
+                };
+                opened.map_or_else(
+                    |why| {
+                        self.note(format!("the virtual machine has no network: {why}"));
+                        NetworkMode::None
+                    },
+                    NetworkMode::Tap,
+                )
+            }
+            NetworkingMode::Nat => NetworkMode::Nat(NatOptions {
+                host_loopback: host.host_address_loopback,
+                ipv6: host.ipv6,
+                ..Default::default()
+            }),
+        };
+        let localhost = host.localhost_forwarding && host.networking_mode != NetworkingMode::None;
+        let published = host.publish.iter().map(endpoint);
+        let servers = match (host.dns_tunneling, host.dns_proxy) {
+            (true, _) => NameServers::Host,
+            (false, true) => NameServers::Forwarded,
+            (false, false) => NameServers::Named,
+        };
+        NetworkOptions {
+            mode,
+            localhost,
+            ignored_ports: host.ignored_ports.clone(),
+            published: published.collect(),
+            names: NameOptions { servers, ..NameOptions::default() },
+            // It was looked at when it was read.
+            mac: host.mac_address.as_deref().and_then(|mac| mac.parse().ok()),
+        }
+    }
+
     /// Takes note of the machine's end, whatever it was.
     fn watch_machine(&self, machine: &Machine) {
         let ending = machine.wait();
@@ -108,6 +151,7 @@ impl Service {
         self.update(|state| {
             state.host = Host::Off;
             state.unused = Instant::now();
+            state.asked.clear();
         });
     }
 
