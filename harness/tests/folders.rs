@@ -119,6 +119,47 @@ fn folders_by_configuration() -> Outcome {
     })
 }
 
+/// Without a word of it in the configuration, and no longer than the machine runs.
+#[test]
+fn folders_by_the_command_line() -> Outcome {
+    guest_test(|suite| {
+        let home = tempfile::Builder::new().prefix("shared-").tempdir()?;
+        fs::create_dir(home.path().join("src"))?;
+        fs::write(home.path().join("src/from-host"), "hello\n")?;
+        let one = Product::new(suite, Kernel::Tuned, MACHINE)?;
+        for name in ["a", "b"] {
+            one.say(&format!("import {name} {}", suite.busybox.display()))?;
+        }
+        // The machine runs since the imports, and nothing in it: it starts anew with the folder.
+        let mut relative = one.command(["run", "-m", "src:/mnt/src", "a", "cat", "/mnt/src/from-host"]);
+        let output = relative.current_dir(home.path()).output()?;
+        assert_eq!((output.stdout.as_slice(), output.stderr.as_slice()), (&b"hello\n"[..], &b""[..]));
+        // It stays as long as that machine, and whoever names it again is not in anybody's way.
+        let mount = format!("{}:/mnt/src", home.path().join("src").display());
+        assert_eq!(one.sh("a", "echo inside > /mnt/src/from-guest; cat /mnt/src/from-host")?, "hello");
+        assert_eq!(one.say(&format!("run -m {mount} a cat /mnt/src/from-guest"))?, "inside");
+        assert_eq!(fs::read_to_string(home.path().join("src/from-guest"))?, "inside\n");
+        assert_eq!(one.sh("b", "test -e /mnt/src || echo nothing")?, "nothing");
+
+        let refused = |line: String| -> Result<String, Failure> {
+            let output = one.try_say(&line)?;
+            assert_eq!(output.status.code(), Some(125), "{line}");
+            Ok(String::from_utf8_lossy(&output.stderr).into_owned())
+        };
+        let error = refused(format!("run -m {mount}:ro b true"))?;
+        assert!(error.contains("is started next: `undercroft shutdown` stops it, with a, b"), "{error}");
+        let error = refused("run -m /nonexistent:/x a true".into())?;
+        assert!(error.contains("/nonexistent cannot be shared: No such file"), "{error}");
+        one.say("terminate a")?;
+        one.say("terminate b")?;
+        let write = "cat /mnt/src/from-host; echo x > /mnt/src/new";
+        let output = one.command(["run", "-m", &format!("{mount}:ro"), "b", "sh", "-c", write]).output()?;
+        assert_eq!((output.status.code(), output.stdout.as_slice()), (Some(1), &b"hello\n"[..]));
+        assert_eq!(one.sh("a", "ls /mnt/src | wc -l")?, "0");
+        one.finish()
+    })
+}
+
 /// A program that watches a folder, makes something in it, and says what it was told (inotify(7), by its numbers on x86-64).
 const WATCH: &str = r#"
 my $fd = syscall(253); my $path = "/src"; syscall(254, $fd, $path, 0x100) >= 0 or die "watch: $!";

@@ -2,7 +2,7 @@
 
 use std::{ffi::OsString, path::PathBuf};
 
-use undercroft_config::value::Published;
+use undercroft_config::{Mount, Published};
 
 /// Everything.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -156,6 +156,8 @@ pub(crate) struct Run {
     pub(crate) user: Option<String>,
     pub(crate) directory: Option<OsString>,
     pub(crate) publish: Vec<Published>,
+    /// Of the host's.
+    pub(crate) folders: Vec<Mount>,
     pub(crate) program: Program,
 }
 

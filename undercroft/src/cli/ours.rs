@@ -1,9 +1,12 @@
 //! The grammar of our own: verbs.
 
-use std::{ffi::OsString, path::PathBuf};
+use std::{
+    ffi::OsString,
+    path::{Component, Path, PathBuf},
+};
 
 use clap::{Args, CommandFactory, Parser, Subcommand};
-use undercroft_config::value::Published;
+use undercroft_config::{Mount, NotAMount, Published};
 
 use super::{
     Meaning,
@@ -238,10 +241,14 @@ struct Who {
   undercroft run                       a login shell in the default distribution
   undercroft run debian -- ls -l /     the exit status is the command's; 125 is a failure of ours
   undercroft run -s debian 'echo $HOME; df -h .'
-  undercroft run -p 0.0.0.0:8000 debian python3 -m http.server")]
+  undercroft run -p 0.0.0.0:8000 debian python3 -m http.server
+  undercroft run -m .:/src debian make -C /src")]
 struct Running {
     #[command(flatten)]
     who: Who,
+    /// Share this folder of the host, as long as the virtual machine runs: at the same path or at DIR, writable or not
+    #[arg(short, long, value_name = "FOLDER[:DIR][:ro]", value_parser = folder)]
+    mount: Vec<Mount>,
     /// The distribution; without it, the default one
     name: Option<String>,
     /// The command and its arguments
@@ -279,7 +286,9 @@ pub(super) fn parse(words: Vec<OsString>) -> Meaning {
 
 fn action(verb: Verb) -> Action {
     match verb {
-        Verb::Run(run) => Action::Run(running(run.who, run.name, true, run.command)),
+        Verb::Run(run) => {
+            Action::Run(Run { folders: run.mount, ..running(run.who, run.name, true, run.command) })
+        }
         Verb::Exec(exec) => Action::Run(running(exec.who, Some(exec.name), false, exec.command)),
         Verb::List { online: true, from, json, .. } => Action::Online { list: from, json },
         Verb::Install { source, name, from, making } => {
@@ -329,7 +338,25 @@ fn running(who: Who, distribution: Option<String>, start: bool, command: Vec<OsS
         (_, true) => Program::Line(line(&command)),
         _ => Program::Argv(command),
     };
-    Run { distribution, start, user: who.user, directory: who.cd, publish: who.publish, program }
+    let folders = Vec::new();
+    Run { distribution, start, user: who.user, directory: who.cd, publish: who.publish, folders, program }
+}
+
+/// A folder of the host's and where it is seen; the first may be relative to where this program is, as it is for any other.
+fn folder(text: &str) -> Result<Mount, String> {
+    let here = std::env::current_dir().map_err(|error| format!("where this is cannot be told: {error}"))?;
+    folder_from(&here, text)
+}
+
+fn folder_from(here: &Path, text: &str) -> Result<Mount, String> {
+    let (path, rest) = text.split_at(text.find(':').unwrap_or(text.len()));
+    let absolute: PathBuf = match path {
+        "" => return Err(NotAMount.to_string()),
+        // `./src` and `src/../lib` are their own places in the distribution, too.
+        path => here.join(path).components().filter(|part| *part != Component::CurDir).collect(),
+    };
+    let absolute = absolute.to_str().ok_or("a path that is no UTF-8 cannot be shared")?;
+    format!("{absolute}{rest}").parse::<Mount>().map_err(|error| error.to_string())
 }
 
 fn on_or_off(text: &str) -> Result<bool, String> {
@@ -380,6 +407,22 @@ mod tests {
         assert_eq!(published, ["0.0.0.0:80", "[::1]:53/udp"]);
         let nonsense = ["run", "-p", "80", "deb"].map(OsString::from);
         assert!(matches!(parse(nonsense.into()), Meaning::Said(super::super::FAILED)));
+    }
+
+    #[test]
+    fn folders_are_named_from_where_one_is() {
+        let shown = |text: &str| match folder_from(Path::new("/home/ada"), text) {
+            Ok(mount) => mount.to_string(),
+            Err(error) => format!("! {error}"),
+        };
+        assert_eq!(shown("."), "/home/ada:/home/ada");
+        assert_eq!(shown("./src:/src:ro"), "/home/ada/src:/src:ro");
+        assert_eq!(shown("/etc:/mnt/etc"), "/etc:/mnt/etc");
+        for text in ["", ":/x", "src:x", "..", "/"] {
+            assert!(shown(text).starts_with('!'), "{text}: {}", shown(text));
+        }
+        let Action::Run(run) = meant("run -m /a --mount /b:/c deb ls") else { panic!() };
+        assert_eq!(run.folders.len(), 2);
     }
 
     #[test]

@@ -35,6 +35,7 @@ pub(super) fn run(run: Run) -> anyhow::Result<u8> {
         environment: environment(interactive),
         terminal: interactive.then(terminal::size),
         publish: run.publish.iter().map(endpoint).collect(),
+        folders: run.folders.into_iter().map(Into::into).collect(),
     };
     let client = Client::new()?;
     loop {
@@ -82,6 +83,7 @@ pub(super) fn uid_of(distribution: &str, user: &str) -> anyhow::Result<u32> {
             environment: Vec::new(),
             terminal: None,
             publish: Vec::new(),
+            folders: Vec::new(),
         },
         |_| (),
     )?;

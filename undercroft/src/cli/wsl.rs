@@ -127,6 +127,7 @@ fn action(words: Vec<OsString>) -> Result<Option<Action>, String> {
         user: None,
         directory: None,
         publish: Vec::new(),
+        folders: Vec::new(),
         program: Program::LoginShell,
     };
     let mut shell = "standard".to_owned();

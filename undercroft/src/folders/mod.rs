@@ -2,7 +2,7 @@
 //!
 //! Each folder of each distribution has a device of the VM (virtio-fs) and a process, virtiofsd, that serves it as this user: nobody
 //! in the VM can do more with it than this user could. `program` finds one that can, and says how it is called; `server` keeps
-//! it; `wanted` reads the configuration.
+//! it; `wanted` reads the configuration, and what somebody asked for at the command line.
 //!
 //! How many devices there are is decided when the machine starts. A folder whose server has ended is gone until the machine is
 //! started anew: what the server knew of the guest's open files went with it, and virtiofsd has no way to learn it again.
@@ -28,7 +28,7 @@ use crate::{board::Board, users::UserRanges};
 use program::Ids;
 pub use program::{Program, Style, find};
 use server::Server;
-pub(crate) use wanted::{not_shared, wanted};
+pub(crate) use wanted::{Asked, not_shared, status, wanted};
 
 /// The most folders of all distributions together: a device and a process each.
 const MOST: usize = 64;

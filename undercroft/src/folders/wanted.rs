@@ -1,43 +1,62 @@
-//! What the configuration wants of the host's folders.
+//! What the configuration wants of the host's folders, and what somebody has asked for.
 
-use undercroft_config::value::Mount;
+use undercroft_config::Mount;
 
-use super::{FolderOptions, OWNER, SharedFolder};
+use super::{FolderOptions, FolderStatus, OWNER, SharedFolder};
 use crate::{Machine, Store, service::Settings};
 
+/// A folder that somebody asked for at the command line, until the machine stops.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Asked {
+    pub(crate) distribution: String,
+    pub(crate) mount: Mount,
+}
+
 /// The folders of all distributions; one that is not there yet may be installed while the machine runs.
-pub(crate) fn wanted(settings: &Settings, store: &Store) -> FolderOptions {
+pub(crate) fn wanted(settings: &Settings, store: &Store, asked: &[Asked]) -> FolderOptions {
+    let folder = |name: &str, mount: Mount, origin: String| {
+        let record = store.distribution(name).ok().flatten();
+        SharedFolder {
+            distribution: record.as_ref().map_or(name, |record| &record.name).into(),
+            host: mount.host.into(),
+            guest: mount.guest,
+            read_only: mount.read_only,
+            own_users: !settings.of(name).shared_users,
+            owner: record.as_ref().and_then(|record| record.settings.default_uid).unwrap_or(OWNER),
+            origin,
+        }
+    };
     let mut shared = Vec::new();
     for name in settings.file.distributions() {
-        let record = store.distribution(name).ok().flatten();
-        let of = settings.of(name);
-        for Mount { host, guest, read_only, line } in of.mounts {
-            shared.push(SharedFolder {
-                distribution: record.as_ref().map_or(name, |record| &record.name).into(),
-                host: host.into(),
-                guest,
-                read_only,
-                own_users: !of.shared_users,
-                owner: record.as_ref().and_then(|record| record.settings.default_uid).unwrap_or(OWNER),
-                origin: format!("{}:{line}", settings.file.path.display()),
-            });
+        for mount in settings.of(name).mounts {
+            let origin = format!("{}:{}", settings.file.path.display(), mount.line);
+            shared.push(folder(name, mount, origin));
+        }
+    }
+    for Asked { distribution, mount } in asked.iter().cloned() {
+        // What the file wants of it already comes first.
+        if !shared.iter().any(|one| is(one, &distribution, &mount)) {
+            shared.push(folder(&distribution, mount, "--mount".into()));
         }
     }
     FolderOptions { program: None, shared }
 }
 
+/// Whether this is what is meant.
+fn is(folder: &SharedFolder, name: &str, mount: &Mount) -> bool {
+    folder.distribution.eq_ignore_ascii_case(name)
+        && (folder.host.as_os_str(), &folder.guest, folder.read_only)
+            == (mount.host.as_ref(), &mount.guest, mount.read_only)
+}
+
+/// How it is with a folder of a running machine, if the machine was started with it.
+pub(crate) fn status(machine: &Machine, name: &str, mount: &Mount) -> Option<FolderStatus> {
+    machine.folders().into_iter().find(|status| is(&status.folder, name, mount))
+}
+
 /// What of a distribution's is wanted now and was not when the machine started, a line each.
 pub(crate) fn not_shared(machine: &Machine, name: &str, mounts: &[Mount]) -> Vec<String> {
-    let there = machine.folders();
-    let is_there = |mount: &&Mount| {
-        there.iter().any(|status| {
-            let folder = &status.folder;
-            folder.distribution.eq_ignore_ascii_case(name)
-                && (folder.host.as_os_str(), &folder.guest, folder.read_only)
-                    == (mount.host.as_ref(), &mount.guest, mount.read_only)
-        })
-    };
-    let missing = mounts.iter().filter(|mount| !is_there(mount));
+    let missing = mounts.iter().filter(|mount| status(machine, name, mount).is_none());
     let line = |mount: &Mount| {
         format!(
             "{name} has no {}: {} is shared when the virtual machine is started next (`undercroft shutdown` stops it)",

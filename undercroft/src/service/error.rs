@@ -57,6 +57,33 @@ pub enum ServiceError {
     /// It is to be used as it is, and does not run.
     #[error("{0} does not run: `undercroft run {0}` starts it")]
     NotRunning(String),
+    /// A folder that is to be shared is none.
+    #[error("{host} cannot be shared")]
+    NoFolder {
+        /// The folder.
+        host: String,
+        /// Why not.
+        #[source]
+        source: std::io::Error,
+    },
+    /// A folder cannot be shared with a machine that runs.
+    #[error(
+        "{host} can be shared when the virtual machine is started next: `undercroft shutdown` stops it, with {users}"
+    )]
+    FolderLater {
+        /// The folder.
+        host: String,
+        /// Who is in the way.
+        users: String,
+    },
+    /// Nobody serves it.
+    #[error("{host} is not shared: {why}")]
+    NotShared {
+        /// The folder.
+        host: String,
+        /// Why not.
+        why: String,
+    },
     /// Somebody else is at it.
     #[error("{0} is being set up in another terminal: finish that first")]
     BeingSetUp(String),

@@ -49,7 +49,10 @@ impl Service {
             state.unused = Instant::now();
             state.host = match &started {
                 Ok(machine) => Host::On(On { machine: machine.clone(), since: Instant::now() }),
-                Err(_) => Host::Off,
+                Err(_) => {
+                    state.asked.clear();
+                    Host::Off
+                }
             };
         });
         let machine = started?;
@@ -85,8 +88,8 @@ impl Service {
             modules_disk: settings.host.kernel_modules.clone().or(parts.kernel.modules_disk),
             console_log: Some(console),
             patience: settings.patience,
-            network: network(&settings),
-            folders: crate::folders::wanted(&settings, &self.store),
+            network: self.network(&settings),
+            folders: crate::folders::wanted(&settings, &self.store, &self.lock().asked),
         };
         let limit = settings.host.kernel_boot_timeout * settings.patience;
         let machine = Machine::start_within(options, limit, |_| ()).map_err(|error| match error {
@@ -197,34 +200,6 @@ impl Service {
 }
 
 /// The network that the settings want.
-fn network(settings: &Settings) -> NetworkOptions {
-    let host = &settings.host;
-    let mode = match host.networking_mode {
-        NetworkingMode::None => NetworkMode::None,
-        NetworkingMode::Nat => NetworkMode::Nat(NatOptions {
-            host_loopback: host.host_address_loopback,
-            ipv6: host.ipv6,
-            ..Default::default()
-        }),
-    };
-    let localhost = host.localhost_forwarding && host.networking_mode != NetworkingMode::None;
-    let published = host.publish.iter().map(endpoint);
-    let servers = match (host.dns_tunneling, host.dns_proxy) {
-        (true, _) => NameServers::Host,
-        (false, true) => NameServers::Forwarded,
-        (false, false) => NameServers::Named,
-    };
-    NetworkOptions {
-        mode,
-        localhost,
-        ignored_ports: host.ignored_ports.clone(),
-        published: published.collect(),
-        names: NameOptions { servers, ..NameOptions::default() },
-        // It was looked at when it was read.
-        mac: host.mac_address.as_deref().and_then(|mac| mac.parse().ok()),
-    }
-}
-
 /// An error that says how the machine ended, if it has.
 pub(super) fn explained(machine: &Machine, error: Error) -> Error {
     match machine.end() {

@@ -190,6 +190,7 @@ mod tests {
             unused: now,
             quiet: now - Duration::from_secs(100),
             notes: VecDeque::new(),
+            asked: Vec::new(),
             closing: false,
         }
     }

@@ -22,6 +22,7 @@
 mod answers;
 mod client;
 pub mod error;
+mod folders;
 mod host;
 mod idle;
 mod jobs;

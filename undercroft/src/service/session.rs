@@ -8,6 +8,7 @@ use std::{
 };
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use undercroft_config::Mount;
 use undercroft_protocol::{
     network::Endpoint,
     read_frame,
@@ -17,6 +18,7 @@ use undercroft_protocol::{
 
 use super::{
     ServiceError,
+    folders::shares,
     host::explained,
     state::Service,
     wire::{Event, Run, send_descriptors},
@@ -32,7 +34,10 @@ impl Service {
     /// Serves a client until its process has ended. That the client is gone ends the session.
     pub(super) fn run(self: &Arc<Self>, run: Run, stream: &UnixStream) -> Result<()> {
         let name = self.name(run.distribution.as_deref())?;
+        let folders: Vec<_> = run.folders.into_iter().map(Mount::from).collect();
+        self.share(&name, &folders)?;
         let place = self.using(&name, run.start)?;
+        shares(&place, &folders)?;
         // It may have been a while: what nobody waits for any more is not begun.
         if is_gone(stream) {
             return Err(Error::System { what: "go on", source: io::ErrorKind::Interrupted.into() });

@@ -11,7 +11,7 @@ use super::{
     settings::{Current, Settings},
     wire::Doing,
 };
-use crate::{Distribution, Machine, Store, error::Result, store::Attached};
+use crate::{Distribution, Machine, Store, error::Result, folders::Asked, store::Attached};
 
 /// Notes that are kept for `status`.
 const NOTES: usize = 50;
@@ -39,6 +39,8 @@ pub(super) struct State {
     /// Since when there is no client: to look at it keeps the service, and not the machine.
     pub(super) quiet: Instant,
     pub(super) notes: VecDeque<String>,
+    /// What the machine that runs, or the next one, shares of the host's folders because somebody asked.
+    pub(super) asked: Vec<Asked>,
     /// The service takes no more requests.
     pub(super) closing: bool,
 }
@@ -99,6 +101,7 @@ impl Service {
             unused: Instant::now(),
             quiet: Instant::now(),
             notes,
+            asked: Vec::new(),
             closing: false,
         };
         Ok(Self { paths, settings, store, state: Mutex::new(state), changed: Condvar::new() })

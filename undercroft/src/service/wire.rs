@@ -25,7 +25,7 @@ use rustix::net::{
     SendFlags, recvmsg, sendmsg,
 };
 use serde::{Deserialize, Serialize};
-use undercroft_config::value::Published;
+use undercroft_config::{Mount, Published};
 use undercroft_protocol::{
     network::{Endpoint, Transport},
     session::{ExitStatus, Program, WindowSize},
@@ -129,6 +129,31 @@ pub struct Run {
     pub terminal: Option<WindowSize>,
     /// Where on the host everybody reaches a port of the distribution's, as long as the process runs.
     pub publish: Vec<Endpoint>,
+    /// Folders of the host's that the distribution is to have, as long as the machine runs.
+    pub folders: Vec<Folder>,
+}
+
+/// A folder of the host's, see [`Mount`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Folder {
+    /// The folder's absolute path.
+    pub host: String,
+    /// Where the distribution sees it.
+    pub guest: String,
+    /// Whether it can only read.
+    pub read_only: bool,
+}
+
+impl From<Mount> for Folder {
+    fn from(Mount { host, guest, read_only, .. }: Mount) -> Self {
+        Self { host, guest, read_only }
+    }
+}
+
+impl From<Folder> for Mount {
+    fn from(Folder { host, guest, read_only }: Folder) -> Self {
+        Self { host, guest, read_only, line: 0 }
+    }
 }
 
 /// Where something is published, in the protocol's words.
