@@ -3,10 +3,11 @@
 
 use std::{
     fs,
-    io::{BufRead, BufReader, Read},
+    io::{BufRead, BufReader, Read, Write},
+    net::TcpStream,
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
-    process::{Child, Command, Output},
+    process::{Child, Command, Output, Stdio},
     time::{Duration, Instant},
 };
 
@@ -136,6 +137,62 @@ fn an_import_and_an_export() -> Outcome {
     })
 }
 
+/// All processes in the VM but PID 1 are killed at once: mini-init's children, each distribution's init, every session. What was
+/// under way is lost and says so; the machine stays, and everything can be had again.
+#[test]
+fn all_that_runs_in_the_machine() -> Outcome {
+    guest_test(|suite| {
+        let shared = "[distribution \"a\"]\nuser=shared\n";
+        let one = Product::new(suite, Kernel::Tuned, &format!("{QUIET}{shared}"))?;
+        for name in ["a", "b"] {
+            one.say(&format!("import {name} {}", suite.busybox.display()))?;
+        }
+        let bulky = bulky(&one)?;
+        one.sh("b", "echo kept > /kept; sync")?;
+        let vmm = one.status()?["vm"]["pid"].clone();
+        let session = one.spawn("run b sleep 1000")?;
+        // sysrq.rst of the kernel's admin guide: SIGKILL to all processes, except for init.
+        let all = "read go; echo 1 > /proc/sys/kernel/sysrq; echo i > /proc/sysrq-trigger; sleep 1000";
+        let mut killer = one.command(["run", "a", "sh", "-c", all]).stdin(Stdio::piped()).spawn()?;
+        one.until("two sessions", || Ok(one.say("list -v")?.matches("1 session").count() == 2))?;
+        let partial = one.folder().join("data/undercroft/partial");
+        let mut import = one.spawn(&format!("import c {}", bulky.display()))?;
+        in_full_swing(&partial, taken(&partial), &mut import)?;
+        killer.stdin.take().expect("a pipe").write_all(b"go\n")?;
+        assert!(!killer.wait()?.success());
+        assert!(!session.wait_with_output()?.status.success());
+        let cut = import.wait_with_output()?;
+        assert_eq!(cut.status.code(), Some(125), "{}", text(&cut.stderr));
+        assert!(text(&cut.stderr).contains("ended without an answer"), "{}", text(&cut.stderr));
+        assert_eq!(one.state("c")?, "absent");
+
+        one.until("they are stopped", || Ok(one.state("a")? == "stopped" && one.state("b")? == "stopped"))?;
+        assert_eq!(one.sh("b", "cat /kept")?, "kept");
+        assert_eq!(one.status()?["vm"]["pid"], vmm, "it is the same machine");
+        one.say(&format!("import c {}", bulky.display()))?;
+        assert_eq!(one.sh("c", "stat -c %s /bulk")?, BULK.to_string());
+        // What carries the host's connections, and asks for names, is there again, too.
+        one.sh("b", "httpd -p 127.0.0.1:8093 -h /")?;
+        let get = || -> std::io::Result<String> {
+            let mut stream = TcpStream::connect(("127.0.0.1", 8093))?;
+            stream.write_all(b"GET /kept HTTP/1.0\r\n\r\n")?;
+            std::io::read_to_string(stream)
+        };
+        one.until("it is not reached", || Ok(get().is_ok_and(|answer| answer.ends_with("kept\n"))))?;
+        assert!(one.sh("b", "nslookup c")?.contains("127.0.0.1"));
+        let status = one.say("status")?;
+        for what in ["the relay of the host's loopback", "the VM's name server"] {
+            assert!(
+                status.contains(&format!("{what} had ended in the VM, and was started again")),
+                "{status}"
+            );
+        }
+        one.say("shutdown")?;
+        disks_are_clean(&one)?;
+        one.finish()
+    })
+}
+
 /// What the service does itself: it is killed.
 #[test]
 fn a_clone_a_move_and_a_resize() -> Outcome {
@@ -196,8 +253,7 @@ fn a_write_load() -> Outcome {
         for round in 0..2 {
             let from = last.to_string();
             let mut command = one.command(["run", "a", "/bin/sh", "-c", load, "load", from.as_str()]);
-            let mut writer =
-                command.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::null()).spawn()?;
+            let mut writer = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn()?;
             let pid = {
                 one.until("a session", || Ok(one.say("list -v")?.contains("1 session")))?;
                 one.status()?["vm"]["pid"].to_string()

@@ -6,7 +6,7 @@
 
 use std::{
     io::{self, Read, Write},
-    net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr, TcpStream, UdpSocket},
+    net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream, UdpSocket},
     os::unix::net::UnixStream,
     path::{Path, PathBuf},
     sync::{
@@ -23,9 +23,8 @@ use undercroft_protocol::{
     read_frame, write_frame,
 };
 
-use super::{known, resolver::Resolver};
+use super::{helper::Helper, known, resolver::Resolver};
 use crate::{
-    door::Expected,
     error::Result,
     guest::{Guest, spawn},
 };
@@ -50,7 +49,7 @@ const FAILED: u8 = 2;
 
 /// The lookups of a machine. Nothing is looked up any more once this is dropped.
 pub(super) struct Lookup {
-    wire: Arc<Mutex<UnixStream>>,
+    helper: Arc<Helper>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -61,26 +60,26 @@ impl Lookup {
         resolv_conf: &Path,
         hosts: Arc<Mutex<Vec<Host>>>,
     ) -> Result<Self> {
-        let expected = Expected::new(&guest.board)?;
-        let limit = guest.limit(10);
-        let command = Command::Resolver { token: expected.token(), address: ADDRESS };
-        guest.ask_nothing("make a name server", command, limit)?;
-        let questions = expected.wait("the name server's connection", limit)?;
-        let writer = questions.try_clone();
-        let writer =
-            writer.map_err(|source| crate::Error::System { what: "use a connection twice", source })?;
-        let wire = Arc::new(Mutex::new(writer));
-        let (answers, servers) =
-            (wire.clone(), Servers { hosts, resolv_conf: resolv_conf.into(), port: PORT });
-        let thread = spawn("names asked", move || serve(questions, &answers, &Arc::new(servers)))?;
-        Ok(Self { wire, thread: Some(thread) })
+        let command = |token| Command::Resolver { token, address: ADDRESS };
+        let (helper, mut questions) = Helper::start(guest, "the VM's name server", command)?;
+        let servers = Arc::new(Servers { hosts, resolv_conf: resolv_conf.into(), port: PORT });
+        let asked = helper.clone();
+        let thread = spawn("names asked", move || {
+            loop {
+                serve(questions, &asked, &servers);
+                match asked.again() {
+                    Some(another) => questions = another,
+                    None => return,
+                }
+            }
+        })?;
+        Ok(Self { helper, thread: Some(thread) })
     }
 }
 
 impl Drop for Lookup {
     fn drop(&mut self) {
-        // It may be gone already.
-        let _ = self.wire.lock().unwrap_or_else(PoisonError::into_inner).shutdown(Shutdown::Both);
+        self.helper.end();
         if let Some(thread) = self.thread.take() {
             // A panic of it was printed.
             let _ = thread.join();
@@ -88,18 +87,18 @@ impl Drop for Lookup {
     }
 }
 
-fn serve(mut questions: UnixStream, answers: &Arc<Mutex<UnixStream>>, servers: &Arc<Servers>) {
+fn serve(mut questions: UnixStream, helper: &Arc<Helper>, servers: &Arc<Servers>) {
     let count = Arc::new(AtomicUsize::new(0));
     while let Ok(question) = read_frame::<Question>(&mut questions) {
         if question.message.len() < HEADER || count.load(Ordering::Acquire) >= QUESTIONS_MAX {
             continue;
         }
         count.fetch_add(1, Ordering::AcqRel);
-        let (answers, servers, counted) = (answers.clone(), servers.clone(), count.clone());
+        let (answers, servers, counted) = (helper.clone(), servers.clone(), count.clone());
         let started = thread::Builder::new().name("name".into()).stack_size(STACK).spawn(move || {
             let answer = Answer { id: question.id, message: servers.look_up(&question) };
-            // A guest that is gone waits for no answer.
-            let _ = write_frame(&mut *answers.lock().unwrap_or_else(PoisonError::into_inner), &answer);
+            // One that is gone waits for no answer; another one does not know the question.
+            let _ = answers.with(|wire| write_frame(wire, &answer));
             counted.fetch_sub(1, Ordering::AcqRel);
         });
         if started.is_err() {

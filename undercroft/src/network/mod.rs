@@ -6,6 +6,7 @@
 
 mod addresses;
 mod flows;
+mod helper;
 mod known;
 mod lookup;
 mod names;

@@ -8,7 +8,7 @@ use std::{
     collections::BTreeMap,
     fmt,
     io::{self, ErrorKind},
-    net::{Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket},
+    net::{SocketAddr, TcpListener, TcpStream, UdpSocket},
     os::{
         fd::{AsFd, BorrowedFd},
         unix::net::UnixStream,
@@ -30,12 +30,12 @@ use undercroft_protocol::{
 
 use super::{
     flows::Flows,
+    helper::Helper,
     relay::{Carrier, Goal, Relay},
     wanted::{Published, Want, Whose, wanted},
 };
 use crate::{
     console::printable,
-    door::Expected,
     error::Result,
     guest::{Guest, spawn},
 };
@@ -65,8 +65,8 @@ pub struct Port {
 /// The ports of a running machine. Nothing is listened for any more once this is dropped.
 pub(crate) struct Ports {
     shared: Arc<Shared>,
-    /// That of the relay in the VM.
-    channel: UnixStream,
+    /// The relay in the VM.
+    helper: Arc<Helper>,
     threads: Vec<JoinHandle<()>>,
 }
 
@@ -179,12 +179,9 @@ impl Ports {
         published: Vec<Endpoint>,
     ) -> Result<Self> {
         let failed = |source| crate::Error::System { what: "make a pair of sockets", source };
-        let expected = Expected::new(&guest.board)?;
-        let limit = guest.limit(10);
-        guest.ask_nothing("relay the host's loopback", Command::Relay { token: expected.token() }, limit)?;
-        let mut events = expected.wait("the relay's connection", limit)?;
-        let channel = events.try_clone().map_err(failed)?;
-        let relay = Arc::new(Relay::new(guest.board.clone(), carrier, limit));
+        const WHAT: &str = "the relay of the host's loopback";
+        let (helper, mut events) = Helper::start(guest, WHAT, |token| Command::Relay { token })?;
+        let relay = Arc::new(Relay::new(guest.board.clone(), carrier, guest.limit(10)));
         let (wake, woken) = UnixStream::pair().map_err(failed)?;
         for end in [&wake, &woken] {
             end.set_nonblocking(true).map_err(failed)?;
@@ -206,21 +203,28 @@ impl Ports {
         }
         let (accepting, hearing, board) = (shared.clone(), shared.clone(), guest.board.clone());
         let accepter = spawn("localhost", move || accept(&accepting, &woken))?;
+        let heard = helper.clone();
         let listener = spawn("relay events", move || {
-            while let Ok(event) = read_frame::<RelayEvent>(&mut events) {
-                match event {
-                    RelayEvent::Listening(listeners) => {
-                        for trouble in hearing.take(listeners) {
-                            board.warn(trouble);
+            loop {
+                while let Ok(event) = read_frame::<RelayEvent>(&mut events) {
+                    match event {
+                        RelayEvent::Listening(listeners) => {
+                            for trouble in hearing.take(listeners) {
+                                board.warn(trouble);
+                            }
                         }
+                        RelayEvent::Warning(text) => board.warn(text),
                     }
-                    RelayEvent::Warning(text) => board.warn(text),
+                }
+                // The relay is gone: nothing is there that could be reached.
+                hearing.take(Vec::new());
+                match heard.again() {
+                    Some(another) => events = another,
+                    None => return,
                 }
             }
-            // The relay is gone: nothing is there that could be reached.
-            hearing.take(Vec::new());
         })?;
-        Ok(Self { shared, channel, threads: vec![accepter, listener] })
+        Ok(Self { shared, helper, threads: vec![accepter, listener] })
     }
 
     /// Has everybody reach a port of this distribution's there, where that can be at all, as long as what this gives.
@@ -256,8 +260,7 @@ impl Ports {
 
 impl Drop for Ports {
     fn drop(&mut self) {
-        // It may be gone already.
-        let _ = self.channel.shutdown(Shutdown::Both);
+        self.helper.end();
         drop(self.shared.wake.lock().unwrap_or_else(PoisonError::into_inner).take());
         for thread in self.threads.drain(..) {
             // A panic of it was printed.
