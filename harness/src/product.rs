@@ -32,6 +32,8 @@ pub struct Product {
     log: PathBuf,
     /// Who it is; `None` is who runs the tests.
     uid: Option<u32>,
+    /// It was installed: its parts are beside it.
+    is_installed: bool,
 }
 
 impl Product {
@@ -62,8 +64,16 @@ impl Product {
         let mut path = suite.virtiofsd.parent().unwrap_or(Path::new("/")).as_os_str().to_owned();
         path.push(":");
         path.push(std::env::var_os("PATH").unwrap_or_default());
-        let product = Self { folder, program: suite.product.clone(), path, log, uid };
+        let product = Self { folder, program: suite.product.clone(), path, log, uid, is_installed: false };
         product.configure(&format!("[wsl2]\nkernel={}\n{configuration}", kernel.display()))?;
+        Ok(product)
+    }
+
+    /// A user of what was installed at `prefix`: he has named neither kernel nor parts.
+    pub fn installed(suite: &Suite, prefix: &Path, configuration: &str) -> Result<Self, Failure> {
+        let mut product = Self::new(suite, Kernel::Tuned, "")?;
+        product.configure(&format!("[wsl2]\n{configuration}"))?;
+        (product.program, product.is_installed) = (prefix.join("bin/undercroft"), true);
         Ok(product)
     }
 
@@ -102,6 +112,9 @@ impl Product {
             .env("XDG_CACHE_HOME", at("cache"))
             .env("XDG_CONFIG_HOME", at("config"))
             .stdin(Stdio::null());
+        if self.is_installed {
+            command.env_remove("UNDERCROFT_PARTS");
+        }
         command
     }
 

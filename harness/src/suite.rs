@@ -30,6 +30,8 @@ pub struct Suite {
     pub vmm: PathBuf,
     /// The `undercroft` binary.
     pub product: PathBuf,
+    /// What `cargo xtask dist` packs, as a tree below a prefix.
+    pub installed: PathBuf,
     /// A virtiofsd that can share folders with distributions.
     pub virtiofsd: PathBuf,
     /// A busybox distribution, as a tar.

@@ -32,26 +32,37 @@ pub(crate) struct Arguments {
 
 pub(crate) fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
     let out = workspace_root().join(arguments.out);
-    fs::create_dir_all(&out)?;
-    let version = env!("CARGO_PKG_VERSION");
-    let name = format!("undercroft-{version}-x86_64");
-    let tree = out.join(&name);
-    if tree.exists() {
-        fs::remove_dir_all(&tree).with_context(|| tree.display().to_string())?;
-    }
-    let kernel = kernel::ensure_tuned()?;
-    eprintln!("laying out {}", tree.display());
-    lay_out(&tree, &kernel)?;
+    let tree = tree(&out)?;
+    let name = name();
     let archive = out.join(format!("{name}.tar.xz"));
     // One way to write it: the same tree gives the same bytes.
     let tar = ["--sort=name", "--owner=0", "--group=0", "--numeric-owner", "--mtime=@0", "-cJf"];
     eprintln!("packing {} (a minute)", archive.display());
     call(Command::new("tar").current_dir(&out).args(tar).arg(&archive).arg(&name))?;
-    let package = debian(&out, &tree, version)?;
+    let package = debian(&out, &tree, VERSION)?;
     for path in [Some(archive), package].into_iter().flatten() {
         println!("{} ({} MiB)", path.display(), fs::metadata(&path)?.len().div_ceil(1 << 20));
     }
     Ok(ExitCode::SUCCESS)
+}
+
+const VERSION: &str = env!("CARGO_PKG_VERSION");
+
+fn name() -> String {
+    format!("undercroft-{VERSION}-x86_64")
+}
+
+/// Makes the tree of an installation anew in this folder, and says where.
+pub(crate) fn tree(out: &Path) -> anyhow::Result<PathBuf> {
+    let tree = out.join(name());
+    if tree.exists() {
+        fs::remove_dir_all(&tree).with_context(|| tree.display().to_string())?;
+    }
+    fs::create_dir_all(&tree)?;
+    let kernel = kernel::ensure_tuned()?;
+    eprintln!("laying out {}", tree.display());
+    lay_out(&tree, &kernel)?;
+    Ok(tree)
 }
 
 /// The tree of an installation below its prefix.

@@ -22,7 +22,7 @@ use crate::{
 /// What goes each way, in MiB, and how many connections are made.
 pub const MEBIBYTES: u32 = 16;
 /// The other one.
-pub const CONNECTIONS: u32 = 2_000;
+pub const CONNECTIONS: u32 = 10_000;
 
 /// Seconds of the machine's time for one carrier.
 const LIMIT_SECONDS: u64 = 900;

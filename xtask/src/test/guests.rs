@@ -101,6 +101,7 @@ fn prepare() -> anyhow::Result<Suite> {
         guest,
         vmm: boot::programs::vmm()?,
         product: boot::programs::product()?,
+        installed: crate::dist::tree(&target.join("dist"))?,
         virtiofsd: lab::rust_virtiofsd()?,
         busybox,
         debian: boot::debian::archive(&cache, "bookworm")?,

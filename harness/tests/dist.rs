@@ -1,0 +1,44 @@
+//! What `cargo xtask dist` packs, where somebody has unpacked it: it finds its parts, and needs nothing else.
+
+use std::{fs, path::Path, process::Command};
+
+use undercroft_harness::{
+    outcome::{Failure, Outcome},
+    product::Product,
+    vm::guest_test,
+};
+
+#[test]
+fn what_is_unpacked_anywhere_runs() -> Outcome {
+    guest_test(|suite| {
+        // A place that nobody has thought of, with a blank in its name.
+        let place = tempfile::tempdir()?;
+        let prefix = place.path().join("some where");
+        let copied = Command::new("cp").arg("-a").args([&suite.installed, &prefix]).status()?;
+        assert!(copied.success());
+        let one = Product::installed(suite, &prefix, "memory=512MB\nprocessors=1\nswap=0\n")?;
+        let version = one.say("version")?;
+        assert!(version.contains(&suite.tuned.release), "{version}");
+        let doctor = one.command(["doctor"]).output()?;
+        let said = String::from_utf8_lossy(&doctor.stdout);
+        assert!(said.contains(prefix.to_str().expect("UTF-8")), "{said}");
+        one.say(&format!("import a {}", suite.busybox.display()))?;
+        assert_eq!(one.sh("a", "uname -r")?, suite.tuned.release);
+
+        // What is read by others is where they look.
+        assert_eq!(fs::read_link(prefix.join("bin/wsl"))?, Path::new("undercroft"));
+        let has = |path: &str, text: &str| -> Outcome {
+            let content = fs::read_to_string(prefix.join(path))?;
+            let missing = || Failure::Failed(format!("{text:?} is not in {path}"));
+            content.contains(text).then_some(()).ok_or_else(missing)
+        };
+        has("share/man/man1/undercroft.1", "undercroft")?;
+        has("share/man/man1/undercroft-run.1", "mount")?;
+        has("share/bash-completion/completions/undercroft", "keep-alive")?;
+        has("share/zsh/site-functions/_undercroft", "keep-alive")?;
+        has("share/fish/vendor_completions.d/undercroft.fish", "keep-alive")?;
+        has("share/doc/undercroft/copyright", &suite.tuned.release)?;
+        has("lib/systemd/user/undercroft.socket", "ListenStream=")?;
+        one.finish()
+    })
+}
