@@ -26,6 +26,9 @@ enum Command {
     Bench(bench::Arguments),
     Dist(dist::Arguments),
     Tidy(tidy::Arguments),
+    /// Make the Debian archives that tests start from, unless they are cached
+    #[command(hide = true)]
+    Debians,
 }
 
 fn main() -> ExitCode {
@@ -39,6 +42,7 @@ fn main() -> ExitCode {
         Command::Bench(a) => bench::run(a),
         Command::Dist(a) => dist::run(a),
         Command::Tidy(a) => tidy::run(a),
+        Command::Debians => boot::debian::for_tests().map(|_| ExitCode::SUCCESS),
     };
     outcome.unwrap_or_else(|error| {
         eprintln!("error: {error:#}");

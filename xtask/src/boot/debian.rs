@@ -20,7 +20,7 @@ const PACKAGES: &str = "procps,vim-tiny,less,iproute2,iputils-ping,ca-certificat
     systemd,systemd-sysv,dbus,dbus-user-session,libpam-systemd,login";
 
 /// A container engine, and what it would like for networks; a busybox to make an image of.
-pub(crate) const ENGINE: &str = "podman,crun,netavark,nftables,busybox-static";
+const ENGINE: &str = "podman,crun,netavark,nftables,busybox-static";
 
 /// Whether the archive is there already.
 pub(crate) fn is_made(cache: &Path, suite: &str) -> bool {
@@ -39,9 +39,22 @@ pub(crate) fn archive(cache: &Path, suite: &str) -> anyhow::Result<PathBuf> {
     archive_of(cache, suite, PACKAGES)
 }
 
-/// That of one with more packages, which is made where dpkg runs at the host's speed.
-pub(crate) fn archive_with(cache: &Path, suite: &str, more: &str) -> anyhow::Result<PathBuf> {
-    archive_of(cache, suite, &format!("{PACKAGES},{more}"))
+/// Those that tests start from.
+pub(crate) struct ForTests {
+    pub(crate) bookworm: PathBuf,
+    pub(crate) trixie: PathBuf,
+    /// With a container engine, installed where dpkg runs at the host's speed.
+    pub(crate) engine: PathBuf,
+}
+
+/// Makes or finds them.
+pub(crate) fn for_tests() -> anyhow::Result<ForTests> {
+    let cache = cache::dir()?;
+    Ok(ForTests {
+        bookworm: archive(&cache, "bookworm")?,
+        trixie: archive(&cache, "trixie")?,
+        engine: archive_of(&cache, "trixie", &format!("{PACKAGES},{ENGINE}"))?,
+    })
 }
 
 fn archive_of(cache: &Path, suite: &str, packages: &str) -> anyhow::Result<PathBuf> {

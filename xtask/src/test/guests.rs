@@ -18,7 +18,7 @@ use undercroft_harness::{
 
 use super::{
     schedule::{self, Job, Test},
-    steps::Context,
+    steps::{Context, DEBIANS, KERNEL},
 };
 use crate::{
     boot, kernel,
@@ -37,7 +37,8 @@ pub(super) fn run(context: &mut Context) -> anyhow::Result<()> {
     packages::ensure(Group::Tests)?;
     println!("building the guest's binaries, the VMM and the tests");
     let tests = test_binaries()?;
-    context.wait_for_kernel()?;
+    context.wait_for(KERNEL)?;
+    context.wait_for(DEBIANS)?;
     let suite = prepare().context("preparing kernels and distributions")?;
     let set = target.join("guest-suite.json");
     suite.write(&set)?;
@@ -94,7 +95,7 @@ fn prepare() -> anyhow::Result<Suite> {
     let bases = bases(&target.join("guest-bases"), &guest.mini_init)?;
     let busybox = target.join("busybox.tar");
     Archive::busybox("for tests")?.write(&busybox)?;
-    let cache = undercroft_kernel_config::cache::dir()?;
+    let debian = boot::debian::for_tests()?;
     Ok(Suite {
         stock: kernel::stock()?,
         tuned: kernel::ensure_tuned()?,
@@ -104,9 +105,9 @@ fn prepare() -> anyhow::Result<Suite> {
         installed: crate::dist::tree(&target.join("dist"))?,
         virtiofsd: lab::rust_virtiofsd()?,
         busybox,
-        debian: boot::debian::archive(&cache, "bookworm")?,
-        debian13: boot::debian::archive(&cache, "trixie")?,
-        engine: boot::debian::archive_with(&cache, "trixie", boot::debian::ENGINE)?,
+        debian: debian.bookworm,
+        debian13: debian.trixie,
+        engine: debian.engine,
         logs,
         bases,
     })

@@ -61,7 +61,7 @@ pub(crate) fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
     }
     packages::ensure_all(&needed)?;
 
-    let mut context = steps::Context::new(arguments.filter, is_chosen("budget"));
+    let mut context = steps::Context::new(arguments.filter, is_chosen("guests"), is_chosen("budget"));
     let mut failed = Vec::new();
     for (number, step) in chosen.iter().enumerate() {
         println!("\n== {}/{} {}: {}", number + 1, chosen.len(), step.name, step.what);

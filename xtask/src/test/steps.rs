@@ -29,7 +29,7 @@ pub(super) struct Step {
 pub(super) const STEPS: &[Step] = &[
     Step {
         name: "kernel",
-        what: "start building the tuned kernel in the background, unless it is cached",
+        what: "start making the tuned kernel and the tests' Debians in the background, unless they are cached",
         run: kernel,
     },
     Step { name: "format", what: "rustfmt has nothing to say", run: format },
@@ -47,8 +47,10 @@ pub(super) const STEPS: &[Step] = &[
 
 /// What steps hand on to later ones.
 pub(super) struct Context {
-    /// The kernel's build, and where it writes.
-    pub(super) kernel: Option<(Child, PathBuf)>,
+    /// What is made meanwhile.
+    background: Vec<Background>,
+    /// Whether the guest tests are among the steps to come.
+    has_guests: bool,
     /// Guest tests by name.
     pub(super) filter: Option<String>,
     /// The budgets' measurement.
@@ -56,6 +58,17 @@ pub(super) struct Context {
     /// What a person should read at the end.
     pub(super) notes: Vec<String>,
 }
+
+/// A subcommand of xtask at work.
+struct Background {
+    what: &'static str,
+    child: Child,
+    log: PathBuf,
+}
+
+/// Those that there are.
+pub(super) const KERNEL: &str = "kernel";
+pub(super) const DEBIANS: &str = "debians";
 
 /// The budgets are measured on one CPU, as a lab is: beside the guest tests, if there are any.
 enum Budget {
@@ -70,10 +83,10 @@ enum Budget {
 const BUDGET: &[&str] = &["budget", "--brief"];
 
 impl Context {
-    /// Whether the budgets' step is among those to come.
-    pub(super) fn new(filter: Option<String>, budget: bool) -> Self {
-        let budget = if budget { Budget::Wanted } else { Budget::Alone };
-        Self { kernel: None, filter, budget, notes: Vec::new() }
+    /// What of these steps is to come.
+    pub(super) fn new(filter: Option<String>, has_guests: bool, has_budget: bool) -> Self {
+        let budget = if has_budget { Budget::Wanted } else { Budget::Alone };
+        Self { background: Vec::new(), has_guests, filter, budget, notes: Vec::new() }
     }
 
     /// The budgets' measurement, for the guest tests to run it among them.
@@ -88,11 +101,28 @@ impl Context {
         self.budget = Budget::Done { passed: failed.len() == before };
     }
 
-    /// Waits for the kernel's build, if one was started.
-    pub(super) fn wait_for_kernel(&mut self) -> anyhow::Result<()> {
-        let Some((mut child, log)) = self.kernel.take() else { return Ok(()) };
+    /// Starts a subcommand of xtask in the background.
+    fn start(&mut self, what: &'static str) -> anyhow::Result<()> {
+        let log = guest::target().join(format!("{what}-build.log"));
+        let file = File::create(&log).with_context(|| log.display().to_string())?;
+        let child = Command::new(std::env::current_exe()?)
+            .arg(what)
+            .stdin(Stdio::null())
+            .stdout(file.try_clone()?)
+            .stderr(file)
+            .spawn()
+            .with_context(|| format!("starting cargo xtask {what}"))?;
+        println!("cargo xtask {what}: its log: {}", log.display());
+        self.background.push(Background { what, child, log });
+        Ok(())
+    }
+
+    /// Waits for what was started in the background, if it was.
+    pub(super) fn wait_for(&mut self, what: &str) -> anyhow::Result<()> {
+        let Some(at) = self.background.iter().position(|one| one.what == what) else { return Ok(()) };
+        let Background { mut child, log, .. } = self.background.remove(at);
         if child.try_wait()?.is_none() {
-            println!("waiting for the tuned kernel (its build's log: {})", log.display());
+            println!("waiting for cargo xtask {what} (its log: {})", log.display());
         }
         // Its log is short lines of progress; a person who waits wants to see the newest.
         let mut shown = String::new();
@@ -100,12 +130,12 @@ impl Context {
             if let Some(status) = child.try_wait()? {
                 break status;
             }
-            std::thread::sleep(std::time::Duration::from_secs(20));
-            let newest =
-                fs::read_to_string(&log).unwrap_or_default().lines().last().unwrap_or_default().to_owned();
+            std::thread::sleep(std::time::Duration::from_secs(1));
+            let text = fs::read_to_string(&log).unwrap_or_default();
+            let newest = text.lines().last().unwrap_or_default();
             if newest != shown {
                 println!("  {newest}");
-                shown = newest;
+                shown = newest.to_owned();
             }
         };
         if !status.success() {
@@ -114,7 +144,7 @@ impl Context {
             for line in tail.into_iter().rev() {
                 println!("  | {line}");
             }
-            bail!("the tuned kernel was not built; the whole log: {}", log.display());
+            bail!("cargo xtask {what} failed; the whole log: {}", log.display());
         }
         Ok(())
     }
@@ -123,8 +153,12 @@ impl Context {
 /// A build that this run started does not outlive it: it would hold the cache's lock and the machine's CPUs.
 impl Drop for Context {
     fn drop(&mut self) {
-        if let Some((child, _)) = &mut self.kernel {
-            let _ = child.kill();
+        for Background { child, .. } in &mut self.background {
+            // By a signal that they can tidy up after.
+            let _ = nix::sys::signal::kill(
+                nix::unistd::Pid::from_raw(child.id() as i32),
+                nix::sys::signal::Signal::SIGTERM,
+            );
             let _ = child.wait();
         }
     }
@@ -147,17 +181,11 @@ fn cargo(arguments: &[&str]) -> Command {
 
 fn kernel(context: &mut Context) -> anyhow::Result<()> {
     packages::ensure(Group::KernelBuild)?;
-    let log = guest::target().join("kernel-build.log");
-    let file = File::create(&log).with_context(|| log.display().to_string())?;
-    let child = Command::new(std::env::current_exe()?)
-        .args(["kernel"])
-        .stdin(Stdio::null())
-        .stdout(file.try_clone()?)
-        .stderr(file)
-        .spawn()
-        .context("starting cargo xtask kernel")?;
-    println!("its log: {}", log.display());
-    context.kernel = Some((child, log));
+    context.start(KERNEL)?;
+    if context.has_guests {
+        packages::ensure(Group::Debian)?;
+        context.start(DEBIANS)?;
+    }
     Ok(())
 }
 
@@ -184,7 +212,7 @@ fn budget(context: &mut Context) -> anyhow::Result<()> {
         anyhow::ensure!(passed, "cargo xtask budget --brief failed; it ran beside the guest tests");
         return Ok(());
     }
-    context.wait_for_kernel()?;
+    context.wait_for(KERNEL)?;
     sh(Command::new(std::env::current_exe()?).args(BUDGET))
 }
 
