@@ -6,22 +6,16 @@ use std::{
     net::Shutdown,
     os::unix::net::UnixStream,
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
-    time::{Duration, Instant},
 };
 
 use undercroft_protocol::{Token, command::Command};
 
+use super::pause::Pause;
 use crate::{
     door::Expected,
     error::{Error, Result},
     guest::Guest,
 };
-
-/// The pause before it is asked for again, at first, and at most.
-const PAUSE: Duration = Duration::from_millis(100);
-const PAUSE_MAX: Duration = Duration::from_secs(30);
-/// One that ran for so long was fine.
-const LONG: Duration = Duration::from_secs(10);
 
 /// One, whichever process it is just now.
 pub(super) struct Helper {
@@ -35,8 +29,7 @@ pub(super) struct Helper {
 struct Now {
     /// A second handle on its connection, for what is said to it and for its end.
     stream: UnixStream,
-    since: Instant,
-    pause: Duration,
+    pause: Pause,
     is_over: bool,
 }
 
@@ -48,7 +41,7 @@ impl Helper {
         command: fn(Token) -> Command,
     ) -> Result<(Arc<Self>, UnixStream)> {
         let (stream, second) = connect(guest, what, command)?;
-        let now = Now { stream: second, since: Instant::now(), pause: PAUSE, is_over: false };
+        let now = Now { stream: second, pause: Pause::new(), is_over: false };
         let (now, changed) = (Mutex::new(now), Condvar::new());
         Ok((Arc::new(Self { guest: guest.clone(), what, command, now, changed }), stream))
     }
@@ -62,15 +55,7 @@ impl Helper {
     pub(super) fn again(&self) -> Option<UnixStream> {
         let mut is_told = false;
         loop {
-            let pause = {
-                let mut now = self.lock();
-                let was_fine = now.since.elapsed() > LONG;
-                let pause = if was_fine { PAUSE } else { now.pause };
-                now.pause = (pause * 2).min(PAUSE_MAX);
-                // The pauses of those that cannot be had grow as well.
-                now.since = Instant::now();
-                pause
-            };
+            let pause = self.lock().pause.after();
             let waited = self.changed.wait_timeout_while(self.lock(), pause, |now| !now.is_over);
             if waited.unwrap_or_else(PoisonError::into_inner).0.is_over {
                 return None;
@@ -81,7 +66,8 @@ impl Helper {
                     if now.is_over {
                         return None;
                     }
-                    (now.stream, now.since) = (second, Instant::now());
+                    now.stream = second;
+                    now.pause.started();
                     self.guest
                         .board
                         .warn(format!("{} had ended in the VM, and was started again", self.what));

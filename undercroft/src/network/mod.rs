@@ -11,6 +11,7 @@ mod known;
 mod lookup;
 mod names;
 mod passt;
+mod pause;
 mod peer;
 pub mod ports;
 mod relay;

@@ -21,7 +21,7 @@ use std::{
     process::{Command, ExitStatus, Stdio},
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
     thread::JoinHandle,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use nix::{
@@ -34,7 +34,7 @@ use nix::{
 };
 use undercroft_vmm::config::MacAddress;
 
-use super::{NatOptions, addresses::Addresses};
+use super::{NatOptions, addresses::Addresses, pause::Pause};
 use crate::{console::last_lines, error::Result, guest::spawn, vmm::Control};
 
 /// The program, and the package that Debian has it in.
@@ -42,11 +42,6 @@ pub(super) const PROGRAM: &str = "passt";
 /// The address of passt's own network card; the VM's differs in the last byte.
 const MAC: MacAddress = MacAddress([0x02, b'u', b'n', b'd', b'c', 0x01]);
 
-/// The pause before it is started again, at first, and at most.
-const PAUSE: Duration = Duration::from_millis(100);
-const PAUSE_MAX: Duration = Duration::from_secs(30);
-/// One that ran for so long was fine.
-const LONG: Duration = Duration::from_secs(10);
 /// How long the VMM may take to take a socket over.
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -210,23 +205,20 @@ struct Process {
 
 /// Starts it again and again, until it is to stop or the machine is gone.
 fn supervise(process: &Process, control: &Control, shared: &Shared, warn: &dyn Fn(String)) {
-    let mut pause = PAUSE;
+    let mut pauses = Pause::new();
     loop {
-        let started = Instant::now();
+        pauses.started();
         let Some(how) = process.run(control, shared) else { return };
-        if started.elapsed() >= LONG {
-            pause = PAUSE;
-        }
+        let pause = pauses.after();
         shared.set(State::Down(how.clone()));
         // With the machine's end, too, its socket is closed, which is known a moment later.
         if shared.stops_within(pause) || control.has_ended() {
             return;
         }
         // Once: what it says does not become truer by being repeated.
-        if pause == PAUSE {
+        if pause == Pause::FIRST {
             warn(format!("the network was down: {how}; it is started again"));
         }
-        pause = (pause * 2).min(PAUSE_MAX);
     }
 }
 
