@@ -134,6 +134,11 @@ fn folders_by_the_command_line() -> Outcome {
         let mut relative = one.command(["run", "-m", "src:/mnt/src", "a", "cat", "/mnt/src/from-host"]);
         let output = relative.current_dir(home.path()).output()?;
         assert_eq!((output.stdout.as_slice(), output.stderr.as_slice()), (&b"hello\n"[..], &b""[..]));
+        // Who is in it on the host is in it inside.
+        fs::create_dir(home.path().join("src/deep"))?;
+        let pwd = one.command(["run", "a", "pwd"]).current_dir(home.path().join("src/deep")).output()?;
+        assert_eq!(String::from_utf8_lossy(&pwd.stdout), "/mnt/src/deep\n");
+        assert_eq!(one.say("run a pwd")?, "/root");
         // It stays as long as that machine, and whoever names it again is not in anybody's way.
         let mount = format!("{}:/mnt/src", home.path().join("src").display());
         assert_eq!(one.sh("a", "echo inside > /mnt/src/from-guest; cat /mnt/src/from-host")?, "hello");

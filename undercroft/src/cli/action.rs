@@ -155,6 +155,8 @@ pub(crate) struct Run {
     pub(crate) start: bool,
     pub(crate) user: Option<String>,
     pub(crate) directory: Option<OsString>,
+    /// The user's home is wanted, wherever this is.
+    pub(crate) at_home: bool,
     pub(crate) publish: Vec<Published>,
     /// Of the host's.
     pub(crate) folders: Vec<Mount>,

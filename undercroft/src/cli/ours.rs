@@ -338,8 +338,16 @@ fn running(who: Who, distribution: Option<String>, start: bool, command: Vec<OsS
         (_, true) => Program::Line(line(&command)),
         _ => Program::Argv(command),
     };
-    let folders = Vec::new();
-    Run { distribution, start, user: who.user, directory: who.cd, publish: who.publish, folders, program }
+    Run {
+        distribution,
+        start,
+        user: who.user,
+        directory: who.cd,
+        at_home: false,
+        publish: who.publish,
+        folders: Vec::new(),
+        program,
+    }
 }
 
 /// A folder of the host's and where it is seen; the first may be relative to where this program is, as it is for any other.

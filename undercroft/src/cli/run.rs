@@ -26,11 +26,13 @@ pub(super) fn run(run: Run) -> anyhow::Result<u8> {
         Program::Line(line) => What::ShellCommand(line.into_vec()),
         Program::Argv(words) => What::Argv(words.into_iter().map(OsStringExt::into_vec).collect()),
     };
+    let here = if run.at_home { None } else { std::env::current_dir().ok() };
     let request = wire::Run {
         distribution: run.distribution,
         start: run.start,
         user: run.user,
         directory: run.directory.map(OsStringExt::into_vec),
+        here: here.map(|here| here.into_os_string().into_vec()),
         program,
         environment: environment(interactive),
         terminal: interactive.then(terminal::size),
@@ -79,6 +81,7 @@ pub(super) fn uid_of(distribution: &str, user: &str) -> anyhow::Result<u32> {
             start: true,
             user: Some("root".into()),
             directory: None,
+            here: None,
             program: What::Argv(words.into()),
             environment: Vec::new(),
             terminal: None,

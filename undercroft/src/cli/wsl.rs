@@ -126,6 +126,7 @@ fn action(words: Vec<OsString>) -> Result<Option<Action>, String> {
         start: true,
         user: None,
         directory: None,
+        at_home: false,
         publish: Vec::new(),
         folders: Vec::new(),
         program: Program::LoginShell,
@@ -137,7 +138,10 @@ fn action(words: Vec<OsString>) -> Result<Option<Action>, String> {
         match option {
             Some("-d" | "--distribution") => run.distribution = Some(rest.text("--distribution")?),
             Some("-u" | "--user") => run.user = Some(rest.text("--user")?),
-            Some("--cd") => run.directory = Some(rest.value("--cd")?).filter(|directory| directory != "~"),
+            Some("--cd") => {
+                run.directory = Some(rest.value("--cd")?).filter(|directory| directory != "~");
+                run.at_home = run.directory.is_none();
+            }
             Some("--shell-type") => {
                 shell = rest.text("--shell-type")?;
                 if !matches!(shell.as_str(), "standard" | "login" | "none") {
@@ -327,7 +331,9 @@ mod tests {
         let one = run("-d Debian -u root --cd /tmp -e bash -c id");
         assert_eq!(one.distribution.as_deref(), Some("Debian"));
         assert_eq!(one.user.as_deref(), Some("root"));
-        assert_eq!(one.directory, Some("/tmp".into()));
+        assert_eq!((one.directory, one.at_home), (Some("/tmp".into()), false));
+        let home = run("--cd ~ ls");
+        assert_eq!((home.directory, home.at_home), (None, true));
         assert_eq!(one.program, argv(&["bash", "-c", "id"]));
         let verbose = Style::Wsl { verbose: true };
         assert_eq!(meant("-l -v"), Ok(Some(Action::List { style: verbose, running: false })));

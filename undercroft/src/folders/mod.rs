@@ -28,7 +28,7 @@ use crate::{board::Board, users::UserRanges};
 use program::Ids;
 pub use program::{Program, Style, find};
 use server::Server;
-pub(crate) use wanted::{Asked, not_shared, status, wanted};
+pub(crate) use wanted::{Asked, inside, not_shared, status, wanted};
 
 /// The most folders of all distributions together: a device and a process each.
 const MOST: usize = 64;

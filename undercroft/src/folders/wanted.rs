@@ -1,5 +1,10 @@
 //! What the configuration wants of the host's folders, and what somebody has asked for.
 
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
 use undercroft_config::Mount;
 
 use super::{FolderOptions, FolderStatus, OWNER, SharedFolder};
@@ -52,6 +57,19 @@ fn is(folder: &SharedFolder, name: &str, mount: &Mount) -> bool {
 /// How it is with a folder of a running machine, if the machine was started with it.
 pub(crate) fn status(machine: &Machine, name: &str, mount: &Mount) -> Option<FolderStatus> {
     machine.folders().into_iter().find(|status| is(&status.folder, name, mount))
+}
+
+/// Where a distribution sees a path of the host's, if one of its folders has it.
+pub(crate) fn inside(machine: &Machine, name: &str, path: &Path) -> Option<PathBuf> {
+    let seen = |status: FolderStatus| {
+        let SharedFolder { distribution, host, guest, .. } = status.folder;
+        let is_its = status.trouble.is_none() && distribution.eq_ignore_ascii_case(name);
+        let host = is_its.then(|| fs::canonicalize(host).ok())??;
+        let rest = path.strip_prefix(&host).ok()?;
+        // Of folders within folders the innermost one.
+        Some((host.as_os_str().len(), Path::new(&guest).components().chain(rest.components()).collect()))
+    };
+    machine.folders().into_iter().filter_map(seen).max_by_key(|(length, _)| *length).map(|(_, path)| path)
 }
 
 /// What of a distribution's is wanted now and was not when the machine started, a line each.

@@ -1,9 +1,17 @@
 //! One process for one client: started, its streams handed over, steered, its end told.
 
 use std::{
+    ffi::OsStr,
     io,
     net::Shutdown,
-    os::{fd::AsFd, unix::net::UnixStream},
+    os::{
+        fd::AsFd,
+        unix::{
+            ffi::{OsStrExt, OsStringExt},
+            net::UnixStream,
+        },
+    },
+    path::Path,
     sync::Arc,
 };
 
@@ -26,6 +34,7 @@ use super::{
 use crate::{
     Pipes, Program, Streams,
     error::{Error, Result},
+    folders::inside,
     guest::spawn,
     session::{Control, Session, Steer, Steering},
 };
@@ -55,7 +64,10 @@ impl Service {
         for (variable, value) in run.environment {
             program = program.env(variable, value);
         }
-        if let Some(directory) = run.directory {
+        // Of somebody who is not named it is known that the folder's files are his.
+        let here = run.here.filter(|_| run.user.is_none());
+        let shared = || inside(&place.live().machine, &name, Path::new(OsStr::from_bytes(&here?)));
+        if let Some(directory) = run.directory.or_else(|| Some(shared()?.into_os_string().into_vec())) {
             program = program.directory(directory);
         }
         let recorded = || self.store.distribution(&name).ok().flatten()?.settings.default_uid;

@@ -119,8 +119,10 @@ pub struct Run {
     pub start: bool,
     /// As whom, by name or number; `None` is the distribution's default user.
     pub user: Option<String>,
-    /// Where; `None` is the user's home.
+    /// Where; `None` is `here`, or the user's home.
     pub directory: Option<Vec<u8>>,
+    /// Where the client is on the host, which one of the distribution's folders may have.
+    pub here: Option<Vec<u8>>,
     /// What.
     pub program: Program,
     /// Variables beside those that the distribution sets.
