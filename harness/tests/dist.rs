@@ -25,6 +25,32 @@ fn what_is_unpacked_anywhere_runs() -> Outcome {
         one.say(&format!("import a {}", suite.busybox.display()))?;
         assert_eq!(one.sh("a", "uname -r")?, suite.tuned.release);
 
+        // The program alone, as `cargo install` leaves it, says what it lacks, and an archive brings it.
+        one.say("shutdown")?;
+        let alone = place.path().join("alone/bin");
+        fs::create_dir_all(&alone)?;
+        fs::copy(prefix.join("bin/undercroft"), alone.join("undercroft"))?;
+        let other =
+            Product::installed(suite, alone.parent().expect("a folder"), "memory=512MB\nprocessors=1\n")?;
+        let lacking = other.try_say(&format!("import a {}", suite.busybox.display()))?;
+        let error = String::from_utf8_lossy(&lacking.stderr);
+        assert!(error.contains("the kernel is missing: `undercroft parts ARCHIVE`"), "{error}");
+        let archive = place.path().join("archive.tar");
+        let packed = Command::new("tar")
+            .arg("-C")
+            .arg(place.path())
+            .arg("-cf")
+            .arg(&archive)
+            .arg("some where")
+            .status()?;
+        assert!(packed.success());
+        let wrong = other.command(["parts", "--sha256", &"0".repeat(64)]).arg(&archive).output()?;
+        assert_eq!(wrong.status.code(), Some(125));
+        other.say_words(["parts".as_ref(), archive.as_os_str()])?;
+        other.say(&format!("import a {}", suite.busybox.display()))?;
+        assert_eq!(other.sh("a", "uname -r")?, suite.tuned.release);
+        other.finish()?;
+
         // What is read by others is where they look.
         assert_eq!(fs::read_link(prefix.join("bin/wsl"))?, Path::new("undercroft"));
         let has = |path: &str, text: &str| -> Outcome {

@@ -254,6 +254,11 @@ impl Archive {
         }
     }
 
+    /// Its bytes, decompressed.
+    pub(crate) fn into_content(self) -> impl Read {
+        self.content
+    }
+
     /// How it is compressed.
     pub fn format(&self) -> Format {
         self.format

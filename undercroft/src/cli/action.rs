@@ -2,6 +2,7 @@
 
 use std::{ffi::OsString, path::PathBuf};
 
+use undercroft::digest::Digest;
 use undercroft_config::{Mount, Published};
 
 /// Everything.
@@ -74,6 +75,10 @@ pub(crate) enum Action {
         style: Style,
     },
     Doctor,
+    Parts {
+        archive: String,
+        sha256: Option<Digest>,
+    },
     Config {
         wanted: Option<String>,
         json: bool,

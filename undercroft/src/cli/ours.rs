@@ -6,6 +6,7 @@ use std::{
 };
 
 use clap::{Args, CommandFactory, Parser, Subcommand};
+use undercroft::digest::Digest;
 use undercroft_config::{Mount, NotAMount, Published};
 
 use super::{
@@ -204,6 +205,16 @@ enum Verb {
     },
     /// Look at what undercroft needs, and say how to mend what is missing
     Doctor,
+    /// Bring kernel, VMM and inits out of an archive of undercroft, to a program that came without them
+    #[command(after_help = "Examples:
+  cargo install undercroft && undercroft parts undercroft-0.1.0-x86_64.tar.xz")]
+    Parts {
+        /// The archive, by its path or address
+        archive: String,
+        /// What its digest is to be
+        #[arg(long, value_name = "HEX")]
+        sha256: Option<Digest>,
+    },
     /// Print completions for a shell
     Completions {
         /// Which
@@ -326,6 +337,7 @@ fn action(verb: Verb) -> Action {
         }
         Verb::Config { key, json } => Action::Config { wanted: key, json },
         Verb::Doctor => Action::Doctor,
+        Verb::Parts { archive, sha256 } => Action::Parts { archive, sha256 },
         Verb::Completions { shell } => Action::Completions(shell),
         Verb::Man { folder } => Action::Man(folder),
         Verb::Service => Action::Serve,

@@ -11,7 +11,7 @@ use undercroft::{
     Compression, NewFile,
     service::{
         self, Client, Parts, Paths, Settings,
-        wire::{Answer, Doing, Export, Format, Import, Listed, Origin, Request, Status},
+        wire::{Answer, Doing, Event, Export, Format, Import, Listed, Origin, Request, Status},
     },
 };
 
@@ -86,6 +86,19 @@ pub(super) fn perform(action: Action) -> anyhow::Result<u8> {
         Action::Version { style } => say(&version(style))?,
         Action::Config { wanted, json } => config::config(wanted.as_deref(), json)?,
         Action::Doctor => return doctor::doctor(),
+        Action::Parts { archive, sha256 } => {
+            let (bar, paths) = (Bar::new(), Paths::of_user()?);
+            let parts = service::bring(&archive, sha256.as_ref(), &paths, &mut |progress| {
+                let what = format!("{} {}", progress.phase, progress.what);
+                bar.show(Event::Progress { what, done: progress.done, total: progress.total });
+            })?;
+            drop(bar);
+            say(&format!(
+                "kernel {} and its programs are in {}\n",
+                parts.kernel.release,
+                paths.parts().display()
+            ))?;
+        }
         Action::Completions(shell) => {
             clap_complete::generate(shell, &mut ours::command(), "undercroft", &mut io::stdout());
         }

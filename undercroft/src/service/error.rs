@@ -132,7 +132,7 @@ pub enum ServiceError {
     BaseGone,
     /// A part of this program's installation is missing.
     #[error(
-        "{what} is missing: unpack the whole archive of undercroft, or name the folder of its parts in UNDERCROFT_PARTS; looked for {}",
+        "{what} is missing: `undercroft parts ARCHIVE`, with an archive of undercroft by its path or address, brings it (or name the folder of the parts in UNDERCROFT_PARTS); looked for {}",
         looked.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(", ")
     )]
     Missing {
@@ -140,6 +140,14 @@ pub enum ServiceError {
         what: &'static str,
         /// Where it could have been.
         looked: Vec<PathBuf>,
+    },
+    /// An archive does not bring the parts.
+    #[error("{archive} is no archive of undercroft's that brings its parts: {why}")]
+    NoParts {
+        /// The archive.
+        archive: String,
+        /// Why not.
+        why: String,
     },
     /// The machine is being stopped.
     #[error("the virtual machine is being shut down: try again in a moment")]

@@ -20,6 +20,7 @@
 //! it. Killed at any moment it takes the machine along (PR_SET_PDEATHSIG), and the store is whole at any moment.
 
 mod answers;
+mod bring;
 mod client;
 pub mod error;
 mod folders;
@@ -38,6 +39,7 @@ mod upkeep;
 mod whole;
 pub mod wire;
 
+pub use bring::bring;
 pub use client::{Client, Remote};
 pub use error::ServiceError;
 pub use listen::serve;

@@ -1,7 +1,8 @@
 //! The parts of an installation that a machine is made of: VMM, inits, kernel.
 //!
 //! They lie beside each other in one folder, which is looked for in `$UNDERCROFT_PARTS`, in `../lib/undercroft` from the program's
-//! own place (what an archive or a package installs), and beside the program (a build's folder).
+//! own place (what an archive or a package installs), beside the program (a build's folder), and where `undercroft parts` puts
+//! them.
 
 use std::{
     fs,
@@ -32,7 +33,15 @@ pub struct Parts {
 impl Parts {
     /// Looks for them; `kernel` is one of the user's own.
     pub fn find(kernel: Option<&Path>) -> Result<Self> {
-        let folders = folders();
+        Self::of(&folders(), kernel, built)
+    }
+
+    /// All of them in one folder.
+    pub(super) fn find_in(folder: &Path) -> Result<Self> {
+        Self::of(&[folder.to_owned()], None, || None)
+    }
+
+    fn of(folders: &[PathBuf], kernel: Option<&Path>, built: fn() -> Option<Kernel>) -> Result<Self> {
         let find = |what, name: &str| {
             let looked: Vec<_> = folders.iter().map(|folder| folder.join(name)).collect();
             match looked.iter().find(|path| path.exists()) {
@@ -75,6 +84,7 @@ fn folders() -> Vec<PathBuf> {
         folders.push(beside.join("../lib/undercroft"));
         folders.push(beside.to_owned());
     }
+    folders.extend(Paths::of_user().ok().map(|paths| paths.parts()));
     folders
 }
 

@@ -27,6 +27,11 @@ pub struct Paths {
 }
 
 impl Paths {
+    /// The parts that were [brought](super::bring) by an archive.
+    pub fn parts(&self) -> PathBuf {
+        self.data.join("parts")
+    }
+
     /// This user's, from the environment.
     pub fn of_user() -> Result<Self> {
         Self::from(|name| std::env::var_os(name), rustix::process::geteuid().as_raw())

@@ -23,6 +23,8 @@ use undercroft_ruler_scenario::{
 
 /// How long a guest may take until its servers answer, by the machine's clock.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// Connections between two words about them.
+const SAY: u32 = 500;
 /// Connections that are made before they count.
 const WARM: u32 = 100;
 
@@ -157,6 +159,10 @@ fn ask() -> io::Result<()> {
 
 fn short_ones(number: u32) -> Result<()> {
     for at in 0..number {
+        // A machine that says nothing for minutes is taken to stand still.
+        if at % SAY == 0 {
+            println!("traffic: {at} of {number} connections");
+        }
         ask().map_err(|error| format!("connection {at}: {error}"))?;
     }
     Ok(())
