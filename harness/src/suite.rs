@@ -10,12 +10,20 @@ use std::{
 use serde::{Deserialize, Serialize};
 use undercroft_kernel_config::Kernel;
 
-use crate::guest;
+use crate::{guest, lab};
 
 /// The environment variable that names the file which [`Suite::write`] wrote.
 pub const SET: &str = "UNDERCROFT_TEST_SUITE";
 /// The environment variable that names the file for [results](crate::outcome::Record).
 pub const RESULTS: &str = "UNDERCROFT_RESULTS";
+
+/// The environment variable that has tests do everything as often in the lab as on hardware.
+pub const FULL: &str = "UNDERCROFT_FULL";
+
+/// How often a test does what it does many times: `all`, but in the lab, where each takes seconds, `few`.
+pub fn times(all: usize, few: usize) -> usize {
+    if lab::inside() && std::env::var_os(FULL).is_none() { few } else { all }
+}
 
 /// Everything that guest tests start from.
 #[derive(Debug, Clone, Serialize, Deserialize)]

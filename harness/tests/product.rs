@@ -12,6 +12,7 @@ use undercroft_harness::{
     lab,
     outcome::Outcome,
     product::Product,
+    suite::times,
     vm::{Kernel, guest_test},
 };
 
@@ -132,8 +133,8 @@ fn killed_at_any_moment() -> Outcome {
 #[test]
 fn many_sessions() -> Outcome {
     guest_test(|suite| {
-        // Each is a process here and some in the guest: two hundred take the lab a quarter of an hour.
-        let at_once = if lab::inside() { 10 } else { 50 };
+        // Each is a process here and some in the guest: two hundred take the lab some minutes.
+        let at_once = times(50, 10);
         let one = Product::new(suite, Kernel::Tuned, "memory=768MB\nprocessors=1\nswap=0\n")?;
         let names = ["a", "b", "c", "d"];
         for name in names {
@@ -373,8 +374,7 @@ fn two_people() -> Outcome {
 #[test]
 fn short_sessions_leave_nothing() -> Outcome {
     guest_test(|suite| {
-        // In the lab each takes two seconds.
-        let all = if lab::inside() { 40 } else { 10_000 };
+        let all = times(10_000, 40);
         let one = Product::new(suite, Kernel::Tuned, QUIET)?;
         one.say(&format!("import a {}", suite.busybox.display()))?;
         one.say("run a true")?;
