@@ -4,7 +4,7 @@ use std::{
     fs,
     path::{Path, PathBuf},
     process::{Command, ExitCode, Stdio},
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use anyhow::Context as _;
@@ -78,19 +78,13 @@ pub(crate) fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
         ExitCode::SUCCESS
     } else if only_traffic {
         packages::ensure(Group::Lab)?;
-        println!("{}", report::traffic(&traffic(&machine()?, &scenario, &work)?));
+        println!("{}", report::traffic(&traffic(&tools::machine()?, &scenario, &work)?));
         ExitCode::SUCCESS
     } else {
         benchmarks(&scenario, filter.as_deref(), &work)?
     };
     eprintln!("measured in {} s", started.elapsed().as_secs());
     Ok(status)
-}
-
-/// The ruler's machine, for what takes minutes without a word: a Debian's boot, thousands of connections.
-fn machine() -> anyhow::Result<Machine> {
-    const PATIENCE: Duration = Duration::from_secs(1200);
-    Ok(Machine { patience: PATIENCE, ..tools::machine()? })
 }
 
 /// Builds what everything here starts from.
@@ -133,7 +127,7 @@ fn benchmarks(scenario: &Scenario, filter: Option<&str>, work: &Path) -> anyhow:
     ];
     let words = [BUSYBOX, "env"].map(String::from).into_iter().chain(variables);
     let command = words.chain([PROGRAM, "--bench"].map(String::from)).chain(filter.map(String::from));
-    let console = machine()?.clocked(archive, "bench", command.collect(), work)?;
+    let console = tools::machine()?.clocked(archive, "bench", command.collect(), work)?;
     for line in console.lines().filter(|line| !line.starts_with("ruler")) {
         println!("{line}");
     }
@@ -172,7 +166,7 @@ fn natively(
 /// Measures everybody, and writes the document.
 fn peers(scenario: &Scenario, work: &Path) -> anyhow::Result<()> {
     packages::ensure(Group::Lab)?;
-    let machine = machine()?;
+    let machine: Machine = tools::machine()?;
     eprintln!("starting programs in root file systems");
     let containers = containers::rows(&machine, work)?;
     eprintln!("booting virtual machines");
