@@ -19,10 +19,10 @@ use crate::{
     tools,
 };
 
-/// What goes each way, in MiB, and how many connections are made.
+/// What goes each way, in MiB.
 pub const MEBIBYTES: u32 = 16;
-/// The other one.
-pub const CONNECTIONS: u32 = 10_000;
+/// How many connections are made: ours, and others', whose each takes as much and waits much longer.
+const CONNECTIONS: [u32; 2] = [10_000, 2_000];
 
 /// Seconds of the machine's time for one carrier.
 const LIMIT_SECONDS: u64 = 900;
@@ -51,7 +51,9 @@ pub struct Row {
     pub name: &'static str,
     /// How.
     pub what: &'static str,
-    /// For all of [`MEBIBYTES`] to the guest, from it, and all of [`CONNECTIONS`]; or why there is no number.
+    /// How many connections were made.
+    pub connections: u32,
+    /// For all of [`MEBIBYTES`] to the guest, from it, and all connections; or why there is no number.
     pub counts: Result<[Counts; 3], String>,
 }
 
@@ -80,8 +82,10 @@ pub fn rows(
     ];
     let mut rows = Vec::new();
     for (name, what, with_passt) in carriers {
+        let connections = CONNECTIONS[usize::from(with_passt.is_some())];
         if !iperf.is_file() {
-            rows.push(Row { name, what, counts: Err("needs iperf3: apt-get install iperf3".into()) });
+            let counts = Err("needs iperf3: apt-get install iperf3".into());
+            rows.push(Row { name, what, connections, counts });
             continue;
         }
         let mut archive = Archive::default();
@@ -90,44 +94,44 @@ pub fn rows(
             Some(with_passt) => match other(scenario, programs, with_passt, &mut archive, work)? {
                 Ok(carrier) => carrier,
                 Err(reason) => {
-                    rows.push(Row { name, what, counts: Err(reason) });
+                    rows.push(Row { name, what, connections, counts: Err(reason) });
                     continue;
                 }
             },
         };
         eprintln!("  {name}");
-        let counts = match measure(&machine, carrier, programs, archive, work) {
+        let traffic = Traffic { carrier, mebibytes: MEBIBYTES, connections };
+        let counts = match measure(&machine, &traffic, programs, archive, work) {
             // The others may be measured all the same.
             Err(Error::Still { seconds, .. }) => Err(format!("said nothing for {seconds} s")),
             Err(Error::Machine { problem, .. }) => Err(problem),
             counts => counts?,
         };
-        if let Ok([to, from, connections]) = &counts {
+        if let Ok([to, from, short]) = &counts {
             let each = |counts: &Counts, parts: u32| counts.total() / u64::from(parts) / 1000;
             eprintln!(
                 "  {} and {} thousand instructions a MiB to and from the guest, {} a connection",
                 each(to, MEBIBYTES),
                 each(from, MEBIBYTES),
-                each(connections, CONNECTIONS)
+                each(short, connections)
             );
         }
-        rows.push(Row { name, what, counts });
+        rows.push(Row { name, what, connections, counts });
     }
     Ok(rows)
 }
 
 fn measure(
     machine: &Machine,
-    carrier: Carrier,
+    traffic: &Traffic,
     programs: &Programs,
     mut archive: Archive,
     work: &Path,
 ) -> Result<Result<[Counts; 3], String>, Error> {
-    let traffic = Traffic { carrier, mebibytes: MEBIBYTES, connections: CONNECTIONS };
     archive.program(&programs.traffic, PROGRAM)?;
     archive.program(Path::new(IPERF_PROGRAM), IPERF_PROGRAM)?;
     archive.program(Path::new(BUSYBOX), BUSYBOX)?;
-    archive.bytes(serde_json::to_vec(&traffic).expect("it is paths, strings and numbers"), "/traffic.json");
+    archive.bytes(serde_json::to_vec(traffic).expect("it is paths, strings and numbers"), "/traffic.json");
     let run = Run {
         name: "traffic".into(),
         program: vec![PROGRAM.into(), "/traffic.json".into()],

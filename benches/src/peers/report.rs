@@ -135,18 +135,14 @@ fn line(text: &mut String, name: &str, what: &str, counts: &Counts) {
 
 /// A table for each kind of traffic, in thousands for one MiB or connection; the cheapest first.
 pub fn traffic(rows: &[network::Row]) -> String {
-    let kinds = [
-        ("a MiB to the guest", network::MEBIBYTES),
-        ("a MiB from the guest", network::MEBIBYTES),
-        ("a connection", network::CONNECTIONS),
-    ];
     let mut text = String::new();
-    for (at, (kind, number)) in kinds.into_iter().enumerate() {
+    for (at, kind) in ["a MiB to the guest", "a MiB from the guest", "a connection"].into_iter().enumerate() {
         let measured = rows.iter().filter_map(|row| Some((row, row.counts.as_ref().ok()?[at])));
         let mut measured: Vec<_> = measured.collect();
         measured.sort_by_key(|(_, counts)| counts.total());
         text.push_str(&HEAD.replace("{what}", kind).replace("M in all", "thousands in all"));
         for (row, counts) in measured {
+            let number = [network::MEBIBYTES, network::MEBIBYTES, row.connections][at];
             let each = |count: u64| thousands(count, number);
             let shares: Vec<String> = counts.shares().iter().map(|(_, count)| each(*count)).collect();
             let entries = counts.vmruns as f64 / f64::from(number);
