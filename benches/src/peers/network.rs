@@ -21,7 +21,8 @@ use crate::{
 
 /// What goes each way, in MiB.
 pub const MEBIBYTES: u32 = 16;
-/// How many connections are made: ours, and others', whose each takes as much and waits much longer.
+/// How many connections are made: ours, and others'. What one takes does not depend on it; but passt's wait so long that ten
+/// thousand are half an hour of the host's.
 const CONNECTIONS: [u32; 2] = [10_000, 2_000];
 
 /// Seconds of the machine's time for one carrier.

@@ -87,11 +87,16 @@ fn unpack(content: impl io::Read, folder: &Path) -> std::result::Result<Parts, W
         error => Why::Archive(chain(&error)),
     })?;
     // Whoever starts a machine at this moment finds the old ones, none, or the new ones, and none is a clear error.
+    let aside = tempfile::Builder::new().prefix(".parts-").tempdir_in(above).map_err(system)?;
+    let old = aside.path().join("old");
     if folder.exists() {
-        let old = tempfile::Builder::new().prefix(".parts-").tempdir_in(above).map_err(system)?;
-        fs::rename(folder, old.path().join("old")).map_err(system)?;
+        fs::rename(folder, &old).map_err(system)?;
     }
-    fs::rename(new.keep(), folder).map_err(system)?;
+    if let Err(error) = fs::rename(new.path(), folder) {
+        // If that does not go either, the first error says why.
+        let _ = fs::rename(&old, folder);
+        return Err(system(error));
+    }
     Parts::find_in(folder).map_err(Why::System)
 }
 
