@@ -69,7 +69,8 @@ impl fmt::Display for Mount {
 /// Why a text is no [`Mount`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "expected HOST-FOLDER:GUEST-FOLDER, both absolute (the first may begin with ~/), with :ro or :rw behind if wanted"
+    "expected FOLDER[:DIR][:ro|:rw], the host's FOLDER (in a file absolute, or ~/…) and where the distribution sees it, \
+     absolute and without `..`"
 )]
 pub struct NotAMount;
 

@@ -7,6 +7,7 @@ use std::{
     process::Command,
 };
 
+use rstest::rstest;
 use undercroft::{FolderOptions, SharedFolder};
 use undercroft_harness::{
     outcome::{Failure, Outcome},
@@ -22,7 +23,7 @@ fn fill(folder: &Path) -> Outcome {
     fs::write(folder.join("from-host"), "hello\n")?;
     fs::write(folder.join("run"), "#!/bin/sh\necho ran as $(id -u)\n")?;
     fs::set_permissions(folder.join("run"), fs::Permissions::from_mode(0o755))?;
-    let large: Vec<u8> = (0..24 << 20_u32).map(|n| (n ^ (n >> 9)) as u8).collect();
+    let large: Vec<u8> = (0..24_u32 << 20).map(|n| (n.wrapping_mul(0x9e37_79b1) >> 24) as u8).collect();
     fs::write(folder.join("large"), large)?;
     Ok(())
 }
@@ -108,11 +109,11 @@ fn folders_by_configuration() -> Outcome {
         let error = String::from_utf8_lossy(&lost.stderr).into_owned();
         assert!(lost.status.code() == Some(1) && error.contains("not connected"), "{error}");
         let status = one.say("status")?;
-        assert!(status.contains("it is gone until the virtual machine is started anew"), "{status}");
+        assert!(status.contains("it is gone until a is started anew"), "{status}");
         assert_eq!(sh("echo lives")?, "lives");
-        // The distribution stops and starts without.
+        // When the distribution starts again it has it again, by another way.
         one.say("terminate a")?;
-        assert_eq!(sh("ls /mnt/src | wc -l")?, "0");
+        assert_eq!(sh("cat /mnt/src/by-root; grep -c fuse.undercroft /proc/mounts")?, "root\n2");
         one.say("shutdown")?;
         assert_eq!(sh("cat /mnt/src/by-root")?, "root");
         one.finish()
@@ -151,16 +152,98 @@ fn folders_by_the_command_line() -> Outcome {
             assert_eq!(output.status.code(), Some(125), "{line}");
             Ok(String::from_utf8_lossy(&output.stderr).into_owned())
         };
-        let error = refused(format!("run -m {mount}:ro b true"))?;
-        assert!(error.contains("is started next: `undercroft shutdown` stops it, with a, b"), "{error}");
         let error = refused("run -m /nonexistent:/x a true".into())?;
         assert!(error.contains("/nonexistent cannot be shared: No such file"), "{error}");
-        one.say("terminate a")?;
-        one.say("terminate b")?;
+        one.say("shutdown")?;
         let write = "cat /mnt/src/from-host; echo x > /mnt/src/new";
         let output = one.command(["run", "-m", &format!("{mount}:ro"), "b", "sh", "-c", write]).output()?;
         assert_eq!((output.status.code(), output.stdout.as_slice()), (Some(1), &b"hello\n"[..]));
         assert_eq!(one.sh("a", "ls /mnt/src | wc -l")?, "0");
+        one.finish()
+    })
+}
+
+/// A machine that is used is not stopped for another folder: it comes by a stream.
+#[rstest]
+#[case::tuned(Kernel::Tuned)]
+#[case::stock(Kernel::Stock)]
+fn folders_for_who_runs_already(#[case] kernel: Kernel) -> Outcome {
+    guest_test(|suite| {
+        let home = tempfile::Builder::new().prefix("shared-").tempdir()?;
+        let src = home.path().join("src");
+        fill(&src)?;
+        let one = Product::new(suite, kernel, MACHINE)?;
+        one.say(&format!("import a {}", suite.busybox.display()))?;
+        let mut stays = one.command(["run", "a", "sleep", "3600"]).spawn()?;
+        one.until("it runs", || Ok(one.sh("a", "pidof sleep | wc -w")? == "1"))?;
+        let boot = one.sh("a", "cat /proc/sys/kernel/random/boot_id")?;
+        let mount = format!("{}:/home/me/src", src.display());
+        let run = |script: &str| one.say_words(["run", "-m", &mount, "a", "sh", "-c", script]);
+
+        // Whose files they are, what can be done with them, and that all of it comes as it was.
+        assert_eq!(
+            run("cat /home/me/src/from-host; stat -c %u:%g /home/me/src/from-host")?,
+            "hello\n1000:1000"
+        );
+        let large = sum(&src.join("large"))?;
+        let sh = |script: &str| one.sh("a", script);
+        assert!(sh("sha256sum < /home/me/src/large")?.starts_with(&large));
+        sh(
+            "cd /home/me/src && mkdir -p d/e && cp large d/e/copy && mv d/e/copy d/moved && ln -s moved d/link && ./run",
+        )?;
+        assert_eq!((sum(&src.join("d/moved"))?, sum(&src.join("d/link"))?), (large.clone(), large));
+        assert_eq!(fs::metadata(src.join("d/moved"))?.uid(), nix::unistd::geteuid().as_raw());
+        // More at a time than there is room for.
+        let many = "cd /home/me/src; mkdir many; for n in $(seq 40); do \
+                    (echo $n > many/$n; dd if=large bs=64k count=16 skip=$n 2>/dev/null | md5sum > many/$n.sum) & done; wait; \
+                    cat many/*.sum | sort -u | wc -l; rm -r many; ls | wc -l";
+        assert_eq!(sh(many)?, "40\n4");
+        fs::write(src.join("from-host"), "changed\n")?;
+        one.until("the change is seen", || Ok(sh("cat /home/me/src/from-host")? == "changed"))?;
+        // What is not there is refused as anywhere.
+        assert_eq!(sh("cat /home/me/src/none 2>/dev/null; echo $?")?, "1");
+        let status = one.say("status")?;
+        assert!(
+            status.contains(&format!("folder: /home/me/src in a is {}, added later\n", src.display())),
+            "{status}"
+        );
+
+        // Read-only is the host's to see to, whatever root does.
+        let fixed = format!("{}:/fixed:ro", src.display());
+        let write = "mount -o remount,rw /fixed 2>/dev/null; echo x > /fixed/from-host";
+        assert_eq!(one.command(["run", "-m", &fixed, "a", "sh", "-c", write]).status()?.code(), Some(1));
+        assert_eq!(fs::read_to_string(src.join("from-host"))?, "changed\n");
+
+        // Its server is killed: who waits is told, and who asks has it again.
+        let before = servers(&one)?;
+        assert_eq!(before.len(), 2, "{before:?}");
+        let mut reader = one
+            .command([
+                "run",
+                "a",
+                "sh",
+                "-c",
+                "while cat /home/me/src/large >/dev/null; do :; done 2>/dev/null",
+            ])
+            .spawn()?;
+        Command::new("kill").arg("-9").args(&before).status()?;
+        assert!(reader.wait()?.success(), "what read from it has ended by itself");
+        assert!(one.say("status")?.contains("it is gone until a is started anew"));
+        assert_eq!(run("cat /home/me/src/from-host; grep -c /home/me/src /proc/mounts")?, "changed\n1");
+        // Somebody inside does not want it any more.
+        sh("umount /home/me/src")?;
+        one.until("it is gone", || Ok(!one.say("status")?.contains("/home/me/src")))?;
+        one.until("its server is gone", || Ok(servers(&one)?.is_empty()))?;
+        assert_eq!(run("cat /home/me/src/from-host")?, "changed");
+
+        // It ends with the distribution, server and all, and is there again when that is.
+        one.say("terminate a")?;
+        stays.wait()?;
+        one.until("its server is gone", || Ok(servers(&one)?.is_empty()))?;
+        assert_eq!(sh("cat /home/me/src/from-host /fixed/from-host")?, "changed\nchanged");
+        assert_eq!(sh("cat /proc/sys/kernel/random/boot_id")?, boot);
+        one.say("shutdown")?;
+        assert_eq!(sh("ls /home/me/src | wc -l")?, "0");
         one.finish()
     })
 }

@@ -12,6 +12,7 @@ mod disk;
 mod distribution;
 mod early;
 mod export;
+mod folder;
 mod grow;
 mod import;
 mod jobs;

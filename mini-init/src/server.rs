@@ -28,7 +28,7 @@ use undercroft_protocol::{
 use crate::{
     clock, disk,
     distribution::{self, Distribution},
-    export, grow, import,
+    export, folder, grow, import,
     jobs::{self, Job, Purpose, Word},
     launch, log, modprobe, network, power,
     reclaim::{self, Reclaimer, Sample},
@@ -212,6 +212,9 @@ impl Server {
             Command::Resolver { token, address } => {
                 jobs::start(Purpose::Request(id), |mouth| network::resolver::run(token, address, mouth))
             }
+            Command::Share(what) => self.doors(what.distribution).and_then(|doors| {
+                jobs::start(Purpose::Request(id), |mouth| folder::run(&what, doors, mouth))
+            }),
             Command::Import(what) => jobs::start(Purpose::Request(id), |mouth| import::run(&what, mouth)),
             Command::Export(what) => launch::Devices::of(&what.root).and_then(|devices| {
                 self.unused(&devices)?;
@@ -224,7 +227,7 @@ impl Server {
                         it.asked_by.push(id);
                         return it.stop(Duration::from_millis(grace_ms.into()));
                     }
-                    None => Err(invalid(format!("no distribution with the number {distribution} runs"))),
+                    None => Err(not_running(distribution)),
                 }
             }
             Command::PowerOff { grace_ms } => {
@@ -242,6 +245,15 @@ impl Server {
         match self.distributions.values().find(|it| it.device == devices.own) {
             Some(it) => Err(invalid(format!("{} runs from this disk: stop it first", it.name))),
             None => Ok(()),
+        }
+    }
+
+    /// The ways into a distribution that runs. They are opened here, where no process can take its first one's number meanwhile.
+    fn doors(&self, id: u32) -> Result<folder::Doors, Failure> {
+        let running = self.distributions.get(&id).filter(|it| it.launched && it.status.is_none());
+        match running.and_then(|it| it.pid) {
+            Some(pid) => folder::Doors::of(pid).map_err(jobs::system("entering the distribution")),
+            None => Err(not_running(id)),
         }
     }
 
@@ -438,6 +450,10 @@ impl Server {
             let _ = poll(&mut descriptor, PollTimeout::try_from(left).unwrap_or(PollTimeout::ZERO));
         }
     }
+}
+
+fn not_running(id: u32) -> Failure {
+    invalid(format!("no distribution with the number {id} runs"))
 }
 
 fn invalid(message: String) -> Failure {

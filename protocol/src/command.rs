@@ -92,6 +92,9 @@ pub enum Command {
         /// Where it is asked, at port 53.
         address: Ipv4Addr,
     },
+    /// Mount a folder of the host's in a distribution that runs: answered with [`Done::Nothing`] when it is in its place. It is
+    /// there until the distribution stops, or the stream with this token ends.
+    Share(Share),
 }
 
 /// Giving back memory that the distributions use as a cache, when the machine has nothing to do.
@@ -207,6 +210,25 @@ pub struct Folder {
     /// Whether it is mounted read-only. (That nothing can be written is for the host to see to.)
     pub read_only: bool,
 }
+
+/// Sharing a folder with a distribution that runs, by a stream instead of a device.
+///
+/// On the stream are FUSE's messages as /dev/fuse has them (linux/fuse.h, version 7): to the host requests, each of
+/// `fuse_in_header.len` bytes, to the guest answers, each of `fuse_out_header.len` bytes; neither is longer than
+/// [`FUSE_MESSAGE_MAX`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Share {
+    /// [`Launch::id`].
+    pub distribution: u32,
+    /// The folder. Its tag is only the name that it has in the distribution's list of mounts.
+    pub folder: Folder,
+    /// mini-init opens a stream with it.
+    pub token: Token,
+}
+
+/// The longest message on a [`Share`]'s stream: a write of the most pages that FUSE has in one (`FUSE_MAX_MAX_PAGES`, 256), and
+/// a page for what stands before them.
+pub const FUSE_MESSAGE_MAX: usize = (1 << 20) + 4096;
 
 /// A distribution's root file system.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

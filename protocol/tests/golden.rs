@@ -8,7 +8,7 @@ use undercroft_protocol::{
     Opening, Token, VERSION,
     command::{
         Command, DiskAddress, Done, Event, Export, Exported, Failure, FailureKind, Folder, Import, Imported,
-        Launch, Limits, Reclaim, ReclaimMode, Reply, Request, Root, Swap, Users,
+        Launch, Limits, Reclaim, ReclaimMode, Reply, Request, Root, Share, Swap, Users,
     },
     frame::encode,
     network::{
@@ -132,6 +132,14 @@ fn the_bytes_of_each_message() {
         ),
         ("relay", Command::Relay { token }),
         ("resolver", Command::Resolver { token, address: [169, 254, 0, 53].into() }),
+        (
+            "share",
+            Command::Share(Share {
+                distribution: 3,
+                folder: Folder { tag: "folder-0".into(), place: "/mnt/src".into(), read_only: true },
+                token,
+            }),
+        ),
     ] {
         line(o, &format!("request {name}"), &Request { id: 5, command });
     }

@@ -41,6 +41,14 @@ pub enum Error {
         /// What the kernel says.
         source: io::Error,
     },
+    /// A folder of the host's cannot be had by a distribution.
+    #[error("{} is not shared: {why}", host.display())]
+    NotShared {
+        /// The folder.
+        host: PathBuf,
+        /// What is in the way.
+        why: String,
+    },
     /// A port cannot be published there.
     #[error("{at} cannot be published")]
     NotPublished {

@@ -26,9 +26,9 @@ use crate::{
     board::Board,
     console::Log,
     distribution::{Distribution, Given, LaunchOptions},
-    error::{Cause, Ending, Error, Result},
+    error::{Cause, Ending, Error, Result, chain},
     export::{Exporting, Target},
-    folders::{FolderOptions, FolderStatus, Folders},
+    folders::{FolderOptions, FolderStatus, Folders, SharedFolder},
     guest::{Guest, Pending, wrong},
     import::{Archive, Progress},
     network::{
@@ -221,6 +221,11 @@ impl Machine {
         self.folders.status()
     }
 
+    /// Gives a distribution that runs a folder of the host's, which it has until it stops. Without effect if it has it already.
+    pub fn bring_folder(&self, distribution: &Distribution, folder: SharedFolder) -> Result<()> {
+        self.folders.bring(&self.guest, distribution.id(), folder, &self.users)
+    }
+
     /// Has everybody who reaches this address of the host's reach the same port of a distribution's, as long as it listens there
     /// and as what this gives lasts.
     pub fn publish(&self, distribution: &Distribution, at: Endpoint) -> Result<Publication> {
@@ -368,8 +373,14 @@ impl Machine {
         let id = self.guest.distribution_id();
         let wire = what.own_network.then(|| self.network.wire(id));
         self.network.note_name(&what.name, wire.as_ref())?;
-        let folders = self.folders.of(&what.name, &self.guest.board);
+        let folders = self.folders.of(&what.name);
         let distribution = Distribution::launch(&self.guest, what, Given { id, users, wire, folders })?;
+        for folder in self.folders.lost(&what.name) {
+            let place = folder.guest.clone();
+            if let Err(error) = self.bring_folder(&distribution, folder) {
+                self.guest.board.warn(format!("{} has no {place}: {}", what.name, chain(&error)));
+            }
+        }
         self.network.settle(&self.guest.board, self.guest.limit(10));
         Ok(distribution)
     }

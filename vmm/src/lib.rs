@@ -22,6 +22,7 @@
 //! | [`boot`] | kernel files: ELF, bzImage |
 //! | [`arch`] | the processor's architecture: address map, tables, registers, CPUID |
 //! | [`memory`], [`kvm`], [`vcpu`], [`bus`] | guest memory, KVM, the run loop, ports and registers |
+//! | [`vhost_user`] | devices that a process beside the VMM works for |
 //! | [`devices`], [`virtio`] | the few ports that a PC needs, and everything else |
 //! | [`confine`] | threads and their seccomp filters |
 //! | [`probe`] | whether KVM is any good here |
@@ -46,6 +47,7 @@ pub mod machine;
 pub mod memory;
 pub mod probe;
 pub mod vcpu;
+pub mod vhost_user;
 pub mod virtio;
 
 mod slots;

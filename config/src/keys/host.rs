@@ -506,14 +506,15 @@ static KEYS: [Key; 51] = [
             "mount",
             Kind::Mounts,
             Default::Unset("none"),
-            MachineStart,
+            DistributionStart,
             "A folder of the host's, and where the distribution sees it.",
         ),
         "`HOST:GUEST`, both absolute (or `~/…` for the host's). Without the second folder it is seen at its own path; with \
          `:ro` behind them the distribution can only read. The key may be repeated. A folder is shared by virtiofsd, a process of \
          this user's: nobody in the distribution can do more with it than this user. Whoever writes there, the files are this \
          user's on the host; in the distribution this user's files are its default user's (1000, where no other was set). It \
-         takes virtiofsd 1.13 or later. Memory of a machine with such folders has huge pages only where the host gives them to \
+         takes virtiofsd 1.13 or later. One that is added while the machine runs is there when the distribution is started next, \
+         and slower until the machine is. Memory of a machine that was started with folders has huge pages only where the host gives them to \
          shared memory (`/sys/kernel/mm/transparent_hugepage/shmem_enabled`).",
     ),
 ];

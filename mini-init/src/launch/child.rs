@@ -101,6 +101,14 @@ fn enter<K: Kernel>(
     place_init(kernel, &mounts.init, warn)
 }
 
+/// Makes a directory, and those on the way to it, where they are not there.
+pub(crate) fn make_place<K: Kernel>(kernel: &mut K, place: &str) -> std::io::Result<()> {
+    for (end, _) in place.match_indices('/').skip(1) {
+        kernel.directory(&place[..end], 0o755)?;
+    }
+    kernel.directory(place, 0o755).map(drop)
+}
+
 /// Hangs a tree at a directory, which is made if it is not there. Only /dev is worth failing for.
 fn hang<K: Kernel>(
     kernel: &mut K,
@@ -108,14 +116,7 @@ fn hang<K: Kernel>(
     tree: &K::Tree,
     warn: &mut dyn FnMut(String),
 ) -> Result<(), Failure> {
-    let result = (|| {
-        for (end, _) in place.match_indices('/').skip(1) {
-            kernel.directory(&place[..end], 0o755)?;
-        }
-        kernel.directory(place, 0o755)?;
-        kernel.place(tree, place)
-    })();
-    match result {
+    match make_place(kernel, place).and_then(|()| kernel.place(tree, place)) {
         Err(error) if place == "/dev" => Err(system("hanging the distribution's /dev")(error)),
         Err(error) => {
             warn(format!("{place} cannot be had: {error}"));

@@ -46,9 +46,13 @@ use crate::{
     root_check,
 };
 pub(crate) use cgroup::path as cgroup_path;
+pub(crate) use child::make_place;
 pub(crate) use devices::INIT;
-use kernel::{Kernel, Linux};
+#[cfg(test)]
+pub(crate) use kernel::recording;
+pub(crate) use kernel::{Attributes, Kernel, Linux};
 pub(crate) use layers::{BASE, Devices, OWN};
+pub(crate) use users::become_root;
 
 /// The namespaces that are made with the child, whosever its users and its network are. The cgroup namespace follows, see
 /// [`child`].

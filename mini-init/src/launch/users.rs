@@ -62,8 +62,8 @@ fn look_like(id: u32) -> io::Result<()> {
     Ok(())
 }
 
-/// In the child: becomes root of the user namespace that it is in, whose range has been set.
-pub(super) fn become_root() -> nix::Result<()> {
+/// In a child: becomes root of the user namespace that it is in, whose range has been set.
+pub(crate) fn become_root() -> nix::Result<()> {
     let (root, group) = (Uid::from_raw(0), Gid::from_raw(0));
     setgroups(&[])?;
     setresgid(group, group, group)?;

@@ -1,12 +1,17 @@
-//! Folders of the host's in distributions, where the configuration asks for them.
+//! Folders of the host's in distributions, where the configuration or somebody at the command line asks for them.
 //!
-//! Each folder of each distribution has a device of the VM (virtio-fs) and a process, virtiofsd, that serves it as this user: nobody
-//! in the VM can do more with it than this user could. `program` finds one that can, and says how it is called; `server` keeps
-//! it; `wanted` reads the configuration, and what somebody asked for at the command line.
+//! Each folder of each distribution has a process, virtiofsd, that serves it as this user: nobody in the VM can do more with it
+//! than this user could. `program` finds one that can, and says how it is called; `server` keeps it; `wanted` reads the
+//! configuration, and what somebody asked for.
 //!
-//! How many devices there are is decided when the machine starts. A folder whose server has ended is gone until the machine is
-//! started anew: what the server knew of the guest's open files went with it, and virtiofsd has no way to learn it again.
+//! A folder that is wanted when the machine starts has a device of the VM's (virtio-fs), which the server works for by itself.
+//! How many devices there are is decided then; one that is wanted later comes by a stream, whose messages `carrier` carries to
+//! the server and back. That is slower, and ends with the distribution; when it starts again, it is brought again.
+//!
+//! A server that has ended does not come back: what it knew of the guest's open files went with it, and virtiofsd has no way to
+//! learn it again. Its folder is brought by a stream when the distribution starts next, or somebody asks.
 
+mod carrier;
 mod program;
 mod server;
 mod wanted;
@@ -18,19 +23,26 @@ use std::{
         unix::net::{UnixListener, UnixStream},
     },
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use undercroft_protocol::command::{FOLDERS_MAX, Folder, Users};
-use undercroft_vmm::config::FolderConfig;
+use undercroft_protocol::command::{Command, FOLDERS_MAX, FUSE_MESSAGE_MAX, Folder, Share, Users};
+use undercroft_vmm::{config::FolderConfig, vhost_user::Driver};
 
-use crate::{board::Board, users::UserRanges};
+use crate::{
+    board::Board,
+    door::Expected,
+    error::{Error, Result, chain},
+    guest::{Guest, spawn},
+    users::UserRanges,
+};
+use carrier::End;
 use program::Ids;
 pub use program::{Program, Style, find};
-use server::Server;
-pub(crate) use wanted::{Asked, inside, not_shared, status, wanted};
+use server::{About, Server};
+pub(crate) use wanted::{Asked, inside, of, status, wanted};
 
-/// The most folders of all distributions together: a device and a process each.
+/// The most folders with a device, of all distributions together.
 const MOST: usize = 64;
 /// Who the host's user is in a distribution that has no other default user: its first person, by the custom of adduser(8) and of
 /// `oobe.defaultUid`.
@@ -69,6 +81,8 @@ pub struct SharedFolder {
 pub struct FolderStatus {
     /// Which.
     pub folder: SharedFolder,
+    /// Whether it was added while the machine ran.
+    pub later: bool,
     /// Its server's process id, as long as it runs.
     pub pid: Option<u32>,
     /// Why it cannot be had.
@@ -79,7 +93,8 @@ impl fmt::Display for FolderStatus {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let SharedFolder { distribution, host, guest, read_only, .. } = &self.folder;
         let how = if *read_only { ", read-only" } else { "" };
-        write!(f, "{guest} in {distribution} is {}{how}", host.display())?;
+        let later = if self.later { ", added later" } else { "" };
+        write!(f, "{guest} in {distribution} is {}{how}{later}", host.display())?;
         match &self.trouble {
             Some(trouble) => write!(f, ": {trouble}"),
             None => Ok(()),
@@ -88,18 +103,44 @@ impl fmt::Display for FolderStatus {
 }
 
 /// The folders of a running machine.
-#[derive(Debug, Default)]
-pub(crate) struct Folders(Vec<Kept>);
+#[derive(Debug)]
+pub(crate) struct Folders {
+    /// The program that is to be used.
+    program: Option<PathBuf>,
+    /// For sockets and logs.
+    directory: PathBuf,
+    board: Arc<Board>,
+    kept: Arc<Mutex<Vec<Kept>>>,
+    /// How many there have been, for names. One at a time is brought.
+    count: Mutex<usize>,
+}
 
 #[derive(Debug)]
 struct Kept {
     folder: SharedFolder,
     tag: String,
+    way: Way,
     /// Or why there is none.
-    server: Result<Server, String>,
+    server: std::result::Result<Server, String>,
+}
+
+/// How a folder's messages come to its server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Way {
+    /// By a device of the VM's.
+    Device,
+    /// By a stream, as long as this distribution runs.
+    Stream {
+        /// [`Launch::id`](undercroft_protocol::command::Launch::id).
+        distribution: u32,
+    },
 }
 
 impl Kept {
+    fn is_of(&self, distribution: &str) -> bool {
+        self.folder.distribution.eq_ignore_ascii_case(distribution)
+    }
+
     fn trouble(&self) -> Option<String> {
         match &self.server {
             Ok(server) => server.trouble(),
@@ -118,18 +159,17 @@ impl Folders {
         board: &Arc<Board>,
     ) -> (Self, Vec<(FolderConfig, OwnedFd)>) {
         let mut devices = Vec::new();
+        let (count, kept) = (Mutex::new(options.shared.len()), Arc::default());
+        let (program, directory) = (options.program, directory.to_owned());
+        let this = Self { program, directory, board: board.clone(), kept, count };
         if options.shared.is_empty() {
-            return (Self::default(), devices);
+            return (this, devices);
         }
-        let program = match options.program {
-            Some(path) => Program::look(&path),
-            None => find(),
-        };
-        let mut all = Vec::new();
+        let program = this.program();
         for (number, folder) in options.shared.into_iter().enumerate() {
-            let tag = format!("folder-{number}");
+            let tag = tag(number);
             let served = if number < MOST {
-                program.clone().and_then(|program| serve(&program, &folder, &tag, users, directory, board))
+                program.clone().and_then(|program| this.serve(&program, &folder, &tag, users))
             } else {
                 Err(format!("there are more than {MOST} folders"))
             };
@@ -143,67 +183,153 @@ impl Folders {
                     Err(why)
                 }
             };
-            all.push(Kept { folder, tag, server });
+            lock(&this.kept).push(Kept { folder, tag, way: Way::Device, server });
         }
-        (Self(all), devices)
+        (this, devices)
     }
 
-    /// Those of a distribution, for its launch; what it will not have is a warning.
-    pub(crate) fn of(&self, distribution: &str, board: &Board) -> Vec<Folder> {
-        let mut folders = Vec::new();
-        for kept in self.0.iter().filter(|kept| kept.folder.distribution.eq_ignore_ascii_case(distribution)) {
-            let SharedFolder { guest, read_only, .. } = &kept.folder;
-            match kept.trouble() {
-                None if folders.len() < FOLDERS_MAX => {
-                    let (tag, place) = (kept.tag.clone(), guest.clone());
-                    folders.push(Folder { tag, place, read_only: *read_only });
-                }
-                None => board.warn(format!("{distribution}: {guest} is one folder more than {FOLDERS_MAX}")),
-                Some(why) => board.warn(format!("{distribution} has no {guest}: {why}")),
-            }
+    /// Those of a distribution that have a device, for its launch.
+    pub(crate) fn of(&self, distribution: &str) -> Vec<Folder> {
+        let kept = lock(&self.kept);
+        let its = kept.iter().filter(|kept| kept.is_of(distribution) && kept.way == Way::Device);
+        let usable = its.filter(|kept| kept.trouble().is_none());
+        usable.map(|kept| described(&kept.folder, &kept.tag)).take(FOLDERS_MAX).collect()
+    }
+
+    /// Those of a distribution that the machine was started with, and that it cannot have by their devices.
+    pub(crate) fn lost(&self, distribution: &str) -> Vec<SharedFolder> {
+        let kept = lock(&self.kept);
+        let its = kept.iter().filter(|kept| kept.is_of(distribution) && kept.way == Way::Device);
+        its.filter(|kept| kept.trouble().is_some()).map(|kept| kept.folder.clone()).collect()
+    }
+
+    /// Gives a distribution that runs a folder, if it does not have it: by a stream.
+    pub(crate) fn bring(
+        &self,
+        guest: &Guest,
+        distribution: u32,
+        folder: SharedFolder,
+        users: &UserRanges,
+    ) -> Result<()> {
+        const WHAT: &str = "share a folder";
+        let mut count = lock(&self.count);
+        if self.has(distribution, &folder) {
+            return Ok(());
         }
-        folders
+        let host = folder.host.clone();
+        let refused = |why| Error::NotShared { host: host.clone(), why };
+        let tag = tag(*count);
+        let program = self.program().map_err(refused)?;
+        let (server, socket) = self.serve(&program, &folder, &tag, users).map_err(refused)?;
+        *count += 1;
+        let driver = Driver::connect(socket, FUSE_MESSAGE_MAX).map_err(|error| refused(chain(&error)))?;
+        let expected = Expected::new(&self.board)?;
+        let (folder_there, token) = (described(&folder, &tag), expected.token());
+        let share = Command::Share(Share { distribution, folder: folder_there, token });
+        guest.ask_nothing(WHAT, share, guest.limit(30))?;
+        let stream = expected.wait("a folder's messages", guest.limit(10))?;
+        let way = Way::Stream { distribution };
+        {
+            let mut kept = lock(&self.kept);
+            // One whose server has ended, or whose distribution has.
+            kept.retain(|kept| kept.way == Way::Device || !kept.folder.is_same(&folder));
+            kept.push(Kept { folder, tag: tag.clone(), way, server: Ok(server) });
+        }
+        let (kept, board) = (self.kept.clone(), self.board.clone());
+        spawn("folder", move || {
+            let end = carrier::carry(driver, &stream);
+            drop(stream);
+            // That its server has ended is told by who watches it.
+            if let End::Server = end {
+                return;
+            }
+            let removed = {
+                let mut kept = lock(&kept);
+                let place = kept.iter().position(|kept| kept.tag == tag);
+                place.map(|place| kept.remove(place))
+            };
+            if let (Some(Kept { folder, .. }), false) = (removed, matches!(end, End::Stream)) {
+                let SharedFolder { distribution, guest, .. } = folder;
+                board.warn(format!("{distribution} has {guest} no more: {}", chain(&end)));
+            }
+        })?;
+        Ok(())
+    }
+
+    /// Whether a distribution that runs has a folder that works.
+    fn has(&self, distribution: u32, folder: &SharedFolder) -> bool {
+        lock(&self.kept).iter().any(|kept| {
+            kept.folder.is_same(folder)
+                && [Way::Device, Way::Stream { distribution }].contains(&kept.way)
+                && kept.trouble().is_none()
+        })
     }
 
     pub(crate) fn status(&self) -> Vec<FolderStatus> {
         let pid = |kept: &Kept| kept.server.as_ref().ok().and_then(Server::pid);
         let status = |kept: &Kept| FolderStatus {
             folder: kept.folder.clone(),
+            later: kept.way != Way::Device,
             pid: pid(kept),
             trouble: kept.trouble(),
         };
-        self.0.iter().map(status).collect()
+        lock(&self.kept).iter().map(status).collect()
+    }
+
+    fn program(&self) -> std::result::Result<Program, String> {
+        self.program.as_ref().map_or_else(find, |path| Program::look(path))
+    }
+
+    /// Starts a server; gives it, and the other end of its socket.
+    fn serve(
+        &self,
+        program: &Program,
+        folder: &SharedFolder,
+        tag: &str,
+        users: &UserRanges,
+    ) -> std::result::Result<(Server, OwnedFd), String> {
+        let host = fs::canonicalize(&folder.host).map_err(|error| error.to_string())?;
+        if !host.is_dir() {
+            return Err("it is no folder".into());
+        }
+        let range = match folder.own_users {
+            true => users.of(&folder.distribution).map_err(|error| error.to_string())?,
+            false => Users::Shared,
+        };
+        let arguments = program.arguments(&host, folder.read_only, Ids::new(range, folder.owner))?;
+        // virtiofsd wants to accept a connection. It is made before, so that nobody else's can be the first.
+        let path = self.directory.join(format!("{tag}.sock"));
+        let connected =
+            UnixListener::bind(&path).and_then(|listener| Ok((listener, UnixStream::connect(&path)?)));
+        let _ = fs::remove_file(&path);
+        let (listener, socket) = connected.map_err(|error| format!("no socket for its server: {error}"))?;
+        let what = format!("{} ({} in {})", folder.host.display(), folder.guest, folder.distribution);
+        let messages = self.directory.join(format!("{tag}.log"));
+        let until = format!("until {} is started anew", folder.distribution);
+        let about = About { what, until };
+        let server = Server::start(&program.path, arguments, listener, messages, about, self.board.clone())?;
+        Ok((server, socket.into()))
     }
 }
 
-/// Starts a server; gives it, and the VMM's end of its socket.
-fn serve(
-    program: &Program,
-    folder: &SharedFolder,
-    tag: &str,
-    users: &UserRanges,
-    directory: &Path,
-    board: &Arc<Board>,
-) -> Result<(Server, OwnedFd), String> {
-    let host = fs::canonicalize(&folder.host).map_err(|error| error.to_string())?;
-    if !host.is_dir() {
-        return Err("it is no folder".into());
+impl Drop for Folders {
+    /// The servers go now, and not with the last of their carriers.
+    fn drop(&mut self) {
+        let kept = std::mem::take(&mut *lock(&self.kept));
+        drop(kept);
     }
-    let range = match folder.own_users {
-        true => users.of(&folder.distribution).map_err(|error| error.to_string())?,
-        false => Users::Shared,
-    };
-    let arguments = program.arguments(&host, folder.read_only, Ids::new(range, folder.owner))?;
-    // virtiofsd wants to accept a connection. It is made before, so that nobody else's can be the first.
-    let path = directory.join(format!("{tag}.sock"));
-    let connected =
-        UnixListener::bind(&path).and_then(|listener| Ok((listener, UnixStream::connect(&path)?)));
-    let _ = fs::remove_file(&path);
-    let (listener, socket) = connected.map_err(|error| format!("no socket for its server: {error}"))?;
-    let what = format!("{} ({} in {})", folder.host.display(), folder.guest, folder.distribution);
-    let messages = directory.join(format!("{tag}.log"));
-    let server = Server::start(&program.path, arguments, listener, messages, what, board.clone())?;
-    Ok((server, socket.into()))
+}
+
+fn tag(number: usize) -> String {
+    format!("folder-{number}")
+}
+
+fn described(folder: &SharedFolder, tag: &str) -> Folder {
+    Folder { tag: tag.into(), place: folder.guest.clone(), read_only: folder.read_only }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]
@@ -251,9 +377,8 @@ mod tests {
             warnings(&board),
             "/c:1: /nonexistent is not shared: No such file or directory (os error 2)"
         );
-        assert!(folders.of("other", &board).is_empty());
-        let places: Vec<_> =
-            folders.of("deb", &board).into_iter().map(|f| (f.tag, f.place, f.read_only)).collect();
+        assert!(folders.of("other").is_empty());
+        let places: Vec<_> = folders.of("deb").into_iter().map(|f| (f.tag, f.place, f.read_only)).collect();
         let place = |number: usize, read_only| (format!("folder-{number}"), format!("/{number}"), read_only);
         assert_eq!(places, [place(0, false), place(2, true)]);
         let status = folders.status();
@@ -269,10 +394,9 @@ mod tests {
         while warnings(&board).is_empty() {
             std::thread::sleep(Duration::from_millis(10));
         }
-        const SAID: &str =
-            "is gone until the virtual machine is started anew: virtiofsd ended (exit status: 3): no sandbox";
+        const SAID: &str = "is gone until Deb is started anew: virtiofsd ended (exit status: 3): no sandbox";
         assert_eq!(warnings(&board), format!("/ (/0 in Deb) {SAID}"));
-        assert!(folders.of("Deb", &board).is_empty() && folders.status()[0].pid.is_none());
+        assert!(folders.of("Deb").is_empty() && folders.status()[0].pid.is_none());
         assert!(folders.status()[0].to_string().contains("no sandbox; it is gone until"));
     }
 }

@@ -31,10 +31,20 @@ use crate::{board::Board, console::last_lines, guest::spawn};
 /// With the machine's end it ends, too, which is known a moment later.
 const EXPLANATION: Duration = Duration::from_secs(2);
 
+/// What a server's end is told by.
+#[derive(Debug)]
+pub(super) struct About {
+    /// Which folder it serves.
+    pub(super) what: String,
+    /// Until when it is gone without one.
+    pub(super) until: String,
+}
+
 /// A virtiofsd, killed when this is dropped.
 #[derive(Debug)]
 pub(super) struct Server {
     shared: Arc<Shared>,
+    until: String,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -66,8 +76,8 @@ impl Shared {
 }
 
 impl Server {
-    /// Starts it; it accepts one connection from `listener`. What it says goes to a file at `messages`. `what` names its folder
-    /// in the warning that it has ended.
+    /// Starts it; it accepts one connection from `listener`. What it says goes to a file at `messages`. `about` is for
+    /// the warning that it has ended.
     ///
     /// # Errors
     /// It cannot be executed.
@@ -76,7 +86,7 @@ impl Server {
         arguments: Vec<OsString>,
         listener: UnixListener,
         messages: PathBuf,
-        what: String,
+        about: About,
         board: Arc<Board>,
     ) -> Result<Self, String> {
         let mut log = OpenOptions::new();
@@ -96,7 +106,7 @@ impl Server {
         let shared = Arc::new(Shared::default());
         let watched = shared.clone();
         let (started, start) = mpsc::channel();
-        let path = program.to_owned();
+        let (path, until) = (program.to_owned(), about.until.clone());
         // The thread that starts it also waits for it: its death is the process's (PR_SET_PDEATHSIG).
         let thread = spawn("virtiofsd", move || {
             let child = command.spawn();
@@ -107,14 +117,14 @@ impl Server {
                     watched.lock().pid = Some(Pid::from_raw(child.id() as i32));
                     let waits = started.send(Ok(()));
                     debug_assert!(waits.is_ok(), "the starting thread waits for this");
-                    watch(child, &watched, &messages, &what, &board);
+                    watch(child, &watched, &messages, &about, &board);
                 }
                 Err(error) => drop(started.send(Err(error))),
             }
         });
         let thread = thread.map_err(|error| error.to_string())?;
         match start.recv() {
-            Ok(Ok(())) => Ok(Self { shared, thread: Some(thread) }),
+            Ok(Ok(())) => Ok(Self { shared, until, thread: Some(thread) }),
             Ok(Err(error)) => Err(format!("{} cannot be executed: {error}", path.display())),
             Err(_) => Err("its server's thread has ended".into()),
         }
@@ -128,7 +138,7 @@ impl Server {
     /// That it has ended, and what that means.
     pub(super) fn trouble(&self) -> Option<String> {
         let watched = self.shared.lock();
-        watched.end.as_ref().map(|end| format!("{end}; it is gone until the virtual machine is started anew"))
+        watched.end.as_ref().map(|end| format!("{end}; it is gone {}", self.until))
     }
 }
 
@@ -150,7 +160,7 @@ impl Drop for Server {
 }
 
 /// Waits for its end, and says so if nobody wanted it.
-fn watch(mut child: Child, shared: &Shared, messages: &Path, what: &str, board: &Board) {
+fn watch(mut child: Child, shared: &Shared, messages: &Path, about: &About, board: &Board) {
     let pid = Pid::from_raw(child.id() as i32);
     // First without reaping, so that the number cannot become another process's while it is being killed.
     let ended = WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT;
@@ -164,5 +174,6 @@ fn watch(mut child: Child, shared: &Shared, messages: &Path, what: &str, board: 
     if shared.stops_within(EXPLANATION) || board.lock().ended.is_some() {
         return;
     }
-    board.warn(format!("{what} is gone until the virtual machine is started anew: {end}"));
+    let About { what, until } = about;
+    board.warn(format!("{what} is gone {until}: {end}"));
 }

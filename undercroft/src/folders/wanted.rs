@@ -19,44 +19,55 @@ pub(crate) struct Asked {
 
 /// The folders of all distributions; one that is not there yet may be installed while the machine runs.
 pub(crate) fn wanted(settings: &Settings, store: &Store, asked: &[Asked]) -> FolderOptions {
-    let folder = |name: &str, mount: Mount, origin: String| {
-        let record = store.distribution(name).ok().flatten();
-        SharedFolder {
-            distribution: record.as_ref().map_or(name, |record| &record.name).into(),
-            host: mount.host.into(),
-            guest: mount.guest,
-            read_only: mount.read_only,
-            own_users: !settings.of(name).shared_users,
-            owner: record.as_ref().and_then(|record| record.settings.default_uid).unwrap_or(OWNER),
-            origin,
-        }
-    };
-    let mut shared = Vec::new();
-    for name in settings.file.distributions() {
-        for mount in settings.of(name).mounts {
-            let origin = format!("{}:{}", settings.file.path.display(), mount.line);
-            shared.push(folder(name, mount, origin));
-        }
-    }
-    for Asked { distribution, mount } in asked.iter().cloned() {
-        // What the file wants of it already comes first.
-        if !shared.iter().any(|one| is(one, &distribution, &mount)) {
-            shared.push(folder(&distribution, mount, "--mount".into()));
-        }
-    }
+    let mut names: Vec<&str> = settings.file.distributions();
+    names.extend(asked.iter().map(|asked| asked.distribution.as_str()));
+    names.sort_unstable_by_key(|name| name.to_ascii_lowercase());
+    names.dedup_by(|a, b| a.eq_ignore_ascii_case(b));
+    let shared = names.into_iter().flat_map(|name| of(name, settings, store, asked)).collect();
     FolderOptions { program: None, shared }
 }
 
-/// Whether this is what is meant.
-fn is(folder: &SharedFolder, name: &str, mount: &Mount) -> bool {
-    folder.distribution.eq_ignore_ascii_case(name)
-        && (folder.host.as_os_str(), &folder.guest, folder.read_only)
-            == (mount.host.as_ref(), &mount.guest, mount.read_only)
+/// One distribution's.
+pub(crate) fn of(name: &str, settings: &Settings, store: &Store, asked: &[Asked]) -> Vec<SharedFolder> {
+    let (of, record) = (settings.of(name), store.distribution(name).ok().flatten());
+    let folder = |mount: Mount, origin: String| SharedFolder {
+        distribution: record.as_ref().map_or(name, |record| &record.name).into(),
+        host: mount.host.into(),
+        guest: mount.guest,
+        read_only: mount.read_only,
+        own_users: !of.shared_users && record.as_ref().is_none_or(|record| record.settings.own_users),
+        owner: record.as_ref().and_then(|record| record.settings.default_uid).unwrap_or(OWNER),
+        origin,
+    };
+    let line = |mount: &Mount| format!("{}:{}", settings.file.path.display(), mount.line);
+    let mut shared: Vec<_> = of.mounts.iter().map(|mount| folder(mount.clone(), line(mount))).collect();
+    for Asked { distribution, mount } in asked {
+        // What the file wants of it already comes first.
+        if distribution.eq_ignore_ascii_case(name) && !shared.iter().any(|one| one.is(name, mount)) {
+            shared.push(folder(mount.clone(), "--mount".into()));
+        }
+    }
+    shared
+}
+
+impl SharedFolder {
+    /// Whether this is what is meant.
+    pub(crate) fn is(&self, name: &str, mount: &Mount) -> bool {
+        self.distribution.eq_ignore_ascii_case(name)
+            && (self.host.as_os_str(), &self.guest, self.read_only)
+                == (mount.host.as_ref(), &mount.guest, mount.read_only)
+    }
+
+    /// Whether it is the same one, whoever wants it.
+    pub(crate) fn is_same(&self, other: &Self) -> bool {
+        self.distribution.eq_ignore_ascii_case(&other.distribution)
+            && (&self.host, &self.guest, self.read_only) == (&other.host, &other.guest, other.read_only)
+    }
 }
 
 /// How it is with a folder of a running machine, if the machine was started with it.
 pub(crate) fn status(machine: &Machine, name: &str, mount: &Mount) -> Option<FolderStatus> {
-    machine.folders().into_iter().find(|status| is(&status.folder, name, mount))
+    machine.folders().into_iter().find(|status| !status.later && status.folder.is(name, mount))
 }
 
 /// Where a distribution sees a path of the host's, if one of its folders has it.
@@ -70,16 +81,4 @@ pub(crate) fn inside(machine: &Machine, name: &str, path: &Path) -> Option<PathB
         Some((host.as_os_str().len(), Path::new(&guest).components().chain(rest.components()).collect()))
     };
     machine.folders().into_iter().filter_map(seen).max_by_key(|(length, _)| *length).map(|(_, path)| path)
-}
-
-/// What of a distribution's is wanted now and was not when the machine started, a line each.
-pub(crate) fn not_shared(machine: &Machine, name: &str, mounts: &[Mount]) -> Vec<String> {
-    let missing = mounts.iter().filter(|mount| status(machine, name, mount).is_none());
-    let line = |mount: &Mount| {
-        format!(
-            "{name} has no {}: {} is shared when the virtual machine is started next (`undercroft shutdown` stops it)",
-            mount.guest, mount.host
-        )
-    };
-    missing.map(line).collect()
 }

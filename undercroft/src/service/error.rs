@@ -66,24 +66,6 @@ pub enum ServiceError {
         #[source]
         source: std::io::Error,
     },
-    /// A folder cannot be shared with a machine that runs.
-    #[error(
-        "{host} can be shared when the virtual machine is started next: `undercroft shutdown` stops it, with {users}"
-    )]
-    FolderLater {
-        /// The folder.
-        host: String,
-        /// Who is in the way.
-        users: String,
-    },
-    /// Nobody serves it.
-    #[error("{host} is not shared: {why}")]
-    NotShared {
-        /// The folder.
-        host: String,
-        /// Why not.
-        why: String,
-    },
     /// Somebody else is at it.
     #[error("{0} is being set up in another terminal: finish that first")]
     BeingSetUp(String),

@@ -1,7 +1,7 @@
 //! A folder of the host's that somebody wants in a distribution, for as long as the machine runs.
 //!
-//! A machine has the folders that it was started with. One that nothing runs in is started anew for another folder; one that is
-//! used is not, and whoever asks is told.
+//! A machine is started with devices for the folders that are wanted then. For another one, a machine that nothing runs in is
+//! started anew; one that is used gets it by a slower way ([`Machine::bring_folder`]), as does a distribution that starts in it.
 
 use std::{fs, io};
 
@@ -13,12 +13,14 @@ use super::{
     state::{Host, Service},
 };
 use crate::{
-    error::Result,
-    folders::{Asked, status},
+    Distribution, Machine,
+    error::{Result, chain},
+    folders::{Asked, of, status},
 };
 
 impl Service {
-    /// Sees to it that the machine has these folders for a distribution, or will have when it starts.
+    /// Takes note of what a distribution is to have of the host's folders; sees to it that a machine that nobody uses yet has
+    /// devices for them.
     pub(super) fn share(&self, name: &str, mounts: &[Mount]) -> Result<()> {
         if mounts.is_empty() {
             return Ok(());
@@ -30,24 +32,22 @@ impl Service {
                 return Err(why(io::ErrorKind::NotADirectory.into()).into());
             }
         }
+        let asked = || mounts.iter().map(|mount| Asked { distribution: name.into(), mount: mount.clone() });
         let mut state = self.lock();
         loop {
             match &state.host {
                 Host::Off => {
-                    let asked =
-                        mounts.iter().map(|mount| Asked { distribution: name.into(), mount: mount.clone() });
-                    state.asked.extend(asked);
+                    state.ask(asked());
                     return Ok(());
                 }
                 Host::Starting | Host::Stopping => state = self.wait(state, None),
                 Host::On(on) => {
                     let missing = mounts.iter().find(|mount| status(&on.machine, name, mount).is_none());
-                    let Some(missing) = missing else { return Ok(()) };
-                    let used: Vec<_> = state.distributions.values().map(|entry| entry.name.clone()).collect();
-                    if !used.is_empty() {
-                        let (host, users) = (missing.host.clone(), used.join(", "));
-                        return Err(ServiceError::FolderLater { host, users }.into());
-                    }
+                    let is_used = !state.distributions.is_empty();
+                    let Some(missing) = missing.filter(|_| !is_used) else {
+                        state.ask(asked());
+                        return Ok(());
+                    };
                     // Under the lock that it was found unused by, as when it is idle.
                     let Some(machine) = state.begin_to_stop() else { continue };
                     drop(state);
@@ -63,20 +63,37 @@ impl Service {
             }
         }
     }
-}
 
-/// Whether a distribution that runs has these folders.
-pub(super) fn shares(place: &Use, mounts: &[Mount]) -> Result<()> {
-    for mount in mounts {
-        let host = mount.host.clone();
-        let why = match status(&place.live().machine, place.name(), mount) {
-            // Another machine has started meanwhile.
-            None => return Err(ServiceError::FolderLater { host, users: place.name().into() }.into()),
-            Some(status) => status.trouble,
-        };
-        if let Some(why) = why {
-            return Err(ServiceError::NotShared { host, why }.into());
+    /// Gives a distribution that has just started what it is to have and the machine has no devices for.
+    pub(super) fn bring_folders(&self, machine: &Machine, distribution: &Distribution) {
+        let (name, known) = (distribution.name(), machine.folders());
+        let asked = self.lock().asked.clone();
+        for folder in of(name, &self.settings(), &self.store, &asked) {
+            if known.iter().any(|status| !status.later && status.folder.is_same(&folder)) {
+                continue;
+            }
+            let place = folder.guest.clone();
+            if let Err(error) = machine.bring_folder(distribution, folder) {
+                self.note(format!("{name} has no {place}: {}", chain(&error)));
+            }
         }
     }
-    Ok(())
+
+    /// Sees to it that a distribution that runs has these folders.
+    pub(super) fn bring(&self, place: &Use, mounts: &[Mount]) -> Result<()> {
+        if mounts.is_empty() {
+            return Ok(());
+        }
+        let asked: Vec<_> = mounts
+            .iter()
+            .map(|mount| Asked { distribution: place.name().into(), mount: mount.clone() })
+            .collect();
+        let live = place.live();
+        for folder in of(place.name(), &self.settings(), &self.store, &asked) {
+            if mounts.iter().any(|mount| folder.is(place.name(), mount)) {
+                live.machine.bring_folder(&live.distribution, folder)?;
+            }
+        }
+        Ok(())
+    }
 }

@@ -158,9 +158,7 @@ impl Service {
         };
         match machine.launch(&options) {
             Ok(distribution) => {
-                for missing in crate::folders::not_shared(&machine, name, &of.mounts) {
-                    self.note(missing);
-                }
+                self.bring_folders(&machine, &distribution);
                 for warning in machine.warnings() {
                     self.note(warning);
                 }

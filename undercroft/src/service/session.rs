@@ -26,7 +26,6 @@ use undercroft_protocol::{
 
 use super::{
     ServiceError,
-    folders::shares,
     host::explained,
     state::Service,
     wire::{Event, Run, send_descriptors},
@@ -46,7 +45,7 @@ impl Service {
         let folders: Vec<_> = run.folders.into_iter().map(Mount::from).collect();
         self.share(&name, &folders)?;
         let place = self.using(&name, run.start)?;
-        shares(&place, &folders)?;
+        self.bring(&place, &folders)?;
         // It may have been a while: what nobody waits for any more is not begun.
         if is_gone(stream) {
             return Err(Error::System { what: "go on", source: io::ErrorKind::Interrupted.into() });

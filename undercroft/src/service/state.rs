@@ -172,6 +172,15 @@ impl State {
         Some(machine)
     }
 
+    /// Takes note of folders that somebody asks for.
+    pub(super) fn ask(&mut self, folders: impl Iterator<Item = Asked>) {
+        for folder in folders {
+            if !self.asked.contains(&folder) {
+                self.asked.push(folder);
+            }
+        }
+    }
+
     pub(super) fn entry(&mut self, name: &str) -> Option<&mut Entry> {
         self.distributions.get_mut(&name.to_ascii_lowercase())
     }

@@ -48,7 +48,7 @@ pub use transport::MmioTransport;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// Locks; a thread that panicked while it held the lock does not take the others along.
-fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(crate) fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 

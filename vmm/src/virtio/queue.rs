@@ -65,15 +65,15 @@ pub enum Violation {
 
 /// Where a queue lies in guest memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Rings {
+pub struct Rings {
     /// How many descriptors it has.
-    pub(super) size: u16,
+    pub size: u16,
     /// The descriptor table's guest physical address.
-    pub(super) descriptors: u64,
+    pub descriptors: u64,
     /// The available ring's.
-    pub(super) available: u64,
+    pub available: u64,
     /// The used ring's.
-    pub(super) used: u64,
+    pub used: u64,
 }
 
 /// One queue of an activated device.

@@ -134,7 +134,7 @@ fn test_binaries() -> anyhow::Result<BTreeMap<String, PathBuf>> {
             "undercroft-harness",
             "--tests",
             "--no-run",
-            "--message-format=json",
+            "--message-format=json-render-diagnostics",
         ])
         .current_dir(workspace_root())
         .stdin(Stdio::null())

@@ -5,14 +5,13 @@
 //! the VMM: with virtio over MMIO an interrupt means nothing without its bit in the device's InterruptStatus, which only the VMM
 //! can set. So the back end rings an event of the event loop's, and that sets the bit and raises the interrupt.
 //!
-//! The pieces: [`backend`] the process's end of the conversation, [`queues`] what is done while the driver works, [`spec`] the
-//! numbers.
+//! The pieces: [`queues`] what is done while the driver works, [`spec`] the numbers; the conversation with the process is
+//! [`vhost_user`](crate::vhost_user)'s.
 //!
 //! *A back end that is gone*, or does not answer, does not come back: what it knew of the guest's open files went with it. The
 //! device takes its queues over and answers whatever is in them, and comes into them, with ENOTCONN. Otherwise the guest's
 //! programs would wait for ever, where no signal reaches them.
 
-mod backend;
 mod queues;
 mod spec;
 #[cfg(test)]
@@ -35,8 +34,7 @@ use super::queue::{VirtQueue, cannot};
 use super::{lock, read_config};
 use crate::config::FolderConfig;
 use crate::descriptor::inherit;
-use backend::Backend;
-pub use backend::BackendError;
+use crate::vhost_user::{Backend, BackendError};
 use queues::{CALL, Queues};
 pub use spec::TAG_LENGTH;
 
@@ -169,8 +167,8 @@ impl VirtioDevice for Fs {
         if let Some(backend) = self.backend.as_mut().filter(|_| !self.is_gone.load(Ordering::Acquire)) {
             let [high, requests] = &queues;
             let parts = [
-                (0, high.rings(), high.doorbell(), &calls[0]),
-                (1, requests.rings(), requests.doorbell(), &calls[1]),
+                (0, high.rings(), high.doorbell() as _, &calls[0] as _),
+                (1, requests.rings(), requests.doorbell() as _, &calls[1] as _),
             ];
             if let Err(error) = backend.start(activation.features, &parts) {
                 self.give_up(&error);

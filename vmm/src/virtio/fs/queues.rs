@@ -13,8 +13,8 @@ use super::super::complaints::complain;
 use super::super::device::Interrupt;
 use super::super::event_loop::{Handler, Registration};
 use super::super::queue::{Chain, VirtQueue, work_off};
-use super::backend::BackendError;
 use super::spec;
+use crate::vhost_user::BackendError;
 
 /// Tokens: the back end has given something back to a queue, the first or the second,
 pub(super) const CALL: u32 = 0;

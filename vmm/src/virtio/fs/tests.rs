@@ -1,101 +1,17 @@
 //! A back end in this process, right or wrong, and what the device makes of it.
 
-use std::io::{IoSliceMut, Read, Write};
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
-use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
-use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
-use virtio_queue::{Queue, QueueT};
+use virtio_queue::QueueT;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 use super::super::testing::{Driver, MEMORY, Part};
 use super::super::{EventLoop, lock, mmio};
-use super::{BackendError, Fs, spec};
-
-/// What a good one offers: virtio 1.0, rings' features, protocol features, and something that the device does not know.
-const FEATURES: u64 = 1 << 32 | 1 << 30 | 1 << 29 | 1 << 28 | 1 << 26;
-
-/// A message as it came in.
-struct Message {
-    request: u32,
-    payload: Vec<u8>,
-    fds: Vec<OwnedFd>,
-}
-
-impl Message {
-    fn field(&self, at: usize) -> u64 {
-        u64::from_le_bytes(self.payload[at..at + 8].try_into().unwrap())
-    }
-}
-
-type Heard = Arc<Mutex<Vec<Message>>>;
-
-/// How it answers a request: with these bytes behind the header, or by hanging up.
-type Answers = fn(u32) -> Option<u64>;
-
-fn good(request: u32) -> Option<u64> {
-    Some(match request {
-        spec::GET_FEATURES => FEATURES,
-        spec::GET_PROTOCOL_FEATURES => 0xffff,
-        _ => 0,
-    })
-}
-
-/// It answers until the other end hangs up, or it does, for all who have its end.
-fn run(socket: UnixStream, answers: Answers, heard: &Heard) {
-    let end = socket.try_clone().unwrap();
-    answer_all(socket, answers, heard);
-    let _ = end.shutdown(std::net::Shutdown::Both);
-}
-
-fn answer_all(mut socket: UnixStream, answers: Answers, heard: &Heard) {
-    let mut queue_index = 0;
-    loop {
-        let mut header = [0; spec::HEADER_LENGTH];
-        let mut fds = Vec::new();
-        {
-            let mut space = nix::cmsg_space!([i32; 8]);
-            let mut bytes = [IoSliceMut::new(&mut header)];
-            let got = recvmsg::<()>(socket.as_raw_fd(), &mut bytes, Some(&mut space), MsgFlags::empty());
-            let Ok(got) = got else { return };
-            if got.bytes != spec::HEADER_LENGTH {
-                return;
-            }
-            for message in got.cmsgs().unwrap() {
-                if let ControlMessageOwned::ScmRights(rights) = message {
-                    fds.extend(rights);
-                }
-            }
-        }
-        let word = |at: usize| u32::from_le_bytes(header[at..at + 4].try_into().unwrap());
-        let (request, flags) = (word(0), word(4));
-        let mut payload = vec![0; word(8) as usize];
-        socket.read_exact(&mut payload).unwrap();
-        if request == spec::GET_VRING_BASE {
-            queue_index = u64::from(payload[0]);
-        }
-        lock(heard).push(Message {
-            request,
-            payload,
-            fds: fds.into_iter().map(crate::descriptor::adopt).collect(),
-        });
-        let asks = matches!(request, spec::GET_FEATURES | spec::GET_PROTOCOL_FEATURES | spec::GET_VRING_BASE);
-        if asks || flags & spec::NEED_REPLY != 0 {
-            let Some(value) = answers(request) else { return };
-            let value = if request == spec::GET_VRING_BASE { value + queue_index } else { value };
-            let mut answer = Vec::new();
-            // A request that is none, to be told apart.
-            let repeated = if value == u64::MAX { 99 } else { request };
-            for field in [repeated, spec::VERSION | spec::REPLY, 8] {
-                answer.extend(field.to_le_bytes());
-            }
-            answer.extend(value.to_le_bytes());
-            socket.write_all(&answer).unwrap();
-        }
-    }
-}
+use super::Fs;
+use crate::vhost_user::testing::{Answers, Heard, eventfd, good, queue, run};
+use crate::vhost_user::{BackendError, spec};
 
 struct Test {
     driver: Driver,
@@ -168,30 +84,6 @@ impl Test {
         self.driver.write(mmio::INTERRUPT_ACK, status);
         status & mmio::INTERRUPT_USED_BUFFER != 0
     }
-}
-
-/// A queue as the back end was told of it.
-fn queue(heard: &[Message], index: u64) -> Queue {
-    let of = |request| {
-        let mut all = heard.iter().rev();
-        all.find(|m| m.request == request && m.field(0) & 0xff == index).unwrap()
-    };
-    let mut queue = Queue::new(1024).unwrap();
-    queue.set_size((of(spec::SET_VRING_NUM).field(0) >> 32) as u16);
-    let address = of(spec::SET_VRING_ADDR);
-    let set = |at| (Some(address.field(at) as u32), Some((address.field(at) >> 32) as u32));
-    let (low, high) = set(8);
-    queue.set_desc_table_address(low, high);
-    let (low, high) = set(16);
-    queue.set_used_ring_address(low, high);
-    let (low, high) = set(24);
-    queue.set_avail_ring_address(low, high);
-    queue.set_ready(true);
-    queue
-}
-
-fn eventfd(message: &Message) -> std::fs::File {
-    message.fds[0].try_clone().unwrap().into()
 }
 
 #[test]
@@ -297,23 +189,4 @@ fn one_that_does_not_stop_as_it_is_told_is_given_up() {
     let at = test.ask(1, 2);
     test.events.settle();
     assert!(test.is_refused(at, 2));
-}
-
-#[test]
-fn one_that_lies_from_the_beginning_is_no_back_end() {
-    let memory = memory();
-    let refused = |answers: Answers| connect(answers, &memory).map(drop).unwrap_err().to_string();
-    assert_eq!(refused(|_| None), "it has ended");
-    assert_eq!(refused(|request| good(request).filter(|_| request != spec::SET_MEM_TABLE)), "it has ended");
-    assert!(refused(|_| Some(1 << 30)).contains("lacks virtio 1.0's"));
-    assert!(refused(|_| Some(u64::MAX)).contains("answer to request 1"));
-    assert!(
-        refused(|r| if r == spec::SET_MEM_TABLE { Some(3) } else { good(r) })
-            .contains("refused guest memory")
-    );
-    let private = crate::memory::map(MEMORY >> 20, None).unwrap();
-    assert!(matches!(connect(good, &private).map(drop), Err(BackendError::Memory)));
-    let file = tempfile::tempfile().unwrap();
-    let none = Fs::connect("x", file.into(), &memory, EventLoop::new().unwrap());
-    assert!(matches!(none.map(drop), Err(BackendError::NotAStream)));
 }

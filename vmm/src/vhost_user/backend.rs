@@ -16,10 +16,9 @@ use nix::errno::Errno;
 use nix::sys::socket::{ControlMessage, MsgFlags, SockType, getsockopt, sendmsg, sockopt};
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use vm_memory::{GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
-use vmm_sys_util::eventfd::EventFd;
 
-use super::super::queue::Rings;
 use super::spec;
+use crate::virtio::queue::Rings;
 
 /// How long it may take to start: it makes its sandbox first.
 const START: Duration = Duration::from_secs(30);
@@ -57,7 +56,7 @@ pub enum BackendError {
 
 /// A process at the other end of a socket, that has guest memory.
 #[derive(Debug)]
-pub(super) struct Backend {
+pub struct Backend {
     socket: UnixStream,
     features: u64,
 }
@@ -67,7 +66,7 @@ impl Backend {
     ///
     /// # Errors
     /// It does not answer, or not as it must.
-    pub(super) fn connect(socket: OwnedFd, memory: &GuestMemoryMmap) -> Result<Self, BackendError> {
+    pub fn connect(socket: OwnedFd, memory: &GuestMemoryMmap) -> Result<Self, BackendError> {
         if getsockopt(&socket, sockopt::SockType) != Ok(SockType::Stream) {
             return Err(BackendError::NotAStream);
         }
@@ -109,12 +108,12 @@ impl Backend {
     }
 
     /// What it offers.
-    pub(super) fn features(&self) -> u64 {
+    pub fn features(&self) -> u64 {
         self.features
     }
 
     /// Becomes readable when it has ended.
-    pub(super) fn socket(&self) -> BorrowedFd<'_> {
+    pub fn socket(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
     }
 
@@ -123,10 +122,10 @@ impl Backend {
     ///
     /// # Errors
     /// It is gone.
-    pub(super) fn start(
+    pub fn start(
         &mut self,
         features: u64,
-        queues: &[(u32, Rings, &EventFd, &EventFd)],
+        queues: &[(u32, Rings, &dyn AsRawFd, &dyn AsRawFd)],
     ) -> Result<(), BackendError> {
         let features = features | self.features & spec::F_PROTOCOL;
         self.send(spec::SET_FEATURES, 0, &features.to_le_bytes(), &[])?;
@@ -155,7 +154,7 @@ impl Backend {
     ///
     /// # Errors
     /// It is gone, or does not say so in time.
-    pub(super) fn stop(&mut self, index: u32) -> Result<(), BackendError> {
+    pub fn stop(&mut self, index: u32) -> Result<(), BackendError> {
         self.send(spec::GET_VRING_BASE, 0, &state(index, 0), &[])?;
         // Where it had come to is of no interest to a driver that begins anew.
         match self.answer(spec::GET_VRING_BASE)? as u32 {
@@ -165,7 +164,7 @@ impl Backend {
     }
 
     /// It has no more to say, and hears no more.
-    pub(super) fn hang_up(&self) {
+    pub fn hang_up(&self) {
         // It may have done so first.
         let _ = self.socket.shutdown(std::net::Shutdown::Both);
     }
