@@ -10,6 +10,7 @@ use std::{
 };
 
 use serde_json::Value;
+use undercroft::service::{Client, Paths};
 
 use crate::{
     console::{complaint, excerpt},
@@ -116,6 +117,18 @@ impl Product {
             command.env_remove("UNDERCROFT_PARTS");
         }
         command
+    }
+
+    /// A way to this user's service, which has to run, from this process: without a program's start for each thing asked.
+    pub fn client(&self) -> Client {
+        let at = |name: &str| self.folder.path().join(name).join("undercroft");
+        Client::of(Paths {
+            runtime: at("run"),
+            data: at("data"),
+            state: at("state"),
+            cache: at("cache"),
+            configuration: at("config").join(".wslconfig"),
+        })
     }
 
     /// Runs a line of words, which are split at blanks, and collects what it says.

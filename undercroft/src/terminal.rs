@@ -37,6 +37,11 @@ pub fn size() -> WindowSize {
     }
 }
 
+/// How many columns standard output has, if it is a terminal.
+pub fn width() -> Option<usize> {
+    isatty(io::stdout()).then(|| size().columns.into())
+}
+
 /// The terminal in raw mode, until this is dropped.
 #[derive(Debug)]
 struct Raw;

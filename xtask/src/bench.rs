@@ -77,7 +77,7 @@ pub(crate) fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
         peers(&scenario, &work)?;
         ExitCode::SUCCESS
     } else if only_traffic {
-        packages::ensure(Group::Lab)?;
+        packages::ensure_all(&[Group::Lab, Group::Peers])?;
         println!("{}", report::traffic(&traffic(&tools::machine()?, &scenario, &work)?));
         ExitCode::SUCCESS
     } else {
@@ -165,7 +165,7 @@ fn natively(
 
 /// Measures everybody, and writes the document.
 fn peers(scenario: &Scenario, work: &Path) -> anyhow::Result<()> {
-    packages::ensure(Group::Lab)?;
+    packages::ensure_all(&[Group::Lab, Group::Peers])?;
     let machine: Machine = tools::machine()?;
     eprintln!("starting programs in root file systems");
     let containers = containers::rows(&machine, work)?;
@@ -209,7 +209,6 @@ fn peers(scenario: &Scenario, work: &Path) -> anyhow::Result<()> {
 /// Who carries traffic from the host's loopback to a guest, and what it takes.
 fn traffic(machine: &Machine, scenario: &Scenario, work: &Path) -> anyhow::Result<Vec<network::Row>> {
     eprintln!("connecting to servers in guests; some minutes");
-    packages::ensure(Group::Peers)?;
     let rows = network::rows(machine, scenario, &tools::traffic()?, work)?;
     for row in &rows {
         if let Err(reason) = &row.counts {

@@ -105,7 +105,17 @@ impl Group {
                     ]
                 }
             }
-            Self::Peers => const { &[need(&["/usr/bin/iperf3"], "iperf3")] },
+            Self::Peers => {
+                const {
+                    &[
+                        need(&["bwrap"], "bubblewrap"),
+                        need(&["crun"], "crun"),
+                        need(&["systemd-nspawn"], "systemd-container"),
+                        need(&["passt"], "passt"),
+                        need(&["/usr/bin/iperf3"], "iperf3"),
+                    ]
+                }
+            }
         }
     }
 

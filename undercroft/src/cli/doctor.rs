@@ -2,7 +2,10 @@
 
 use std::path::{Path, PathBuf};
 
-use undercroft::service::{Parts, Paths, Settings};
+use undercroft::{
+    service::{Parts, Paths, Settings},
+    terminal,
+};
 use undercroft_vmm::probe::{Verdict, probe};
 
 use super::perform::say;
@@ -43,15 +46,38 @@ pub(super) fn doctor() -> anyhow::Result<u8> {
                 ("BAD    ", said)
             }
         };
-        text.push_str(&format!("{mark}  {what:<13} {said}\n"));
+        text.push_str(&line(mark, what, &said, terminal::width()));
     }
     say(&text)?;
     Ok(status)
 }
 
+/// A finding, in as many lines as a terminal of this width takes.
+fn line(mark: &str, what: &str, said: &str, width: Option<usize>) -> String {
+    let mut text = format!("{mark}  {what:<13}");
+    let margin = text.chars().count();
+    let mut column = margin;
+    for word in said.split(' ') {
+        let length = 1 + word.chars().count();
+        if width.is_some_and(|width| column + length > width) && column > margin {
+            text.push_str(&format!("\n{:margin$}", ""));
+            column = margin;
+        }
+        text.push(' ');
+        text.push_str(word);
+        column += length;
+    }
+    text.push('\n');
+    text
+}
+
 fn kvm() -> Finding {
     match probe() {
         Verdict::Hardware => Finding::Good(Verdict::Hardware.to_string()),
+        verdict @ Verdict::Interpreted { .. } => Finding::Bad(format!(
+            "{verdict}; it takes a machine with a processor's own virtualisation, or a virtual one whose host has nested \
+             virtualisation switched on for it"
+        )),
         verdict => Finding::Bad(verdict.to_string()),
     }
 }
@@ -99,5 +125,23 @@ fn space(folder: &Path) -> Finding {
             if free < LITTLE { Finding::Lacks(said + ": make room there") } else { Finding::Good(said) }
         }
         Err(error) => Finding::Bad(format!("{}: {error}", there.display())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn findings_are_as_wide_as_the_terminal() {
+        let said = "a path/without/any/blank/that/is/long and a few words";
+        assert_eq!(line("ok     ", "disks", said, None).lines().count(), 1);
+        let wrapped = line("ok     ", "disks", said, Some(40));
+        let lines: Vec<_> = wrapped.lines().map(str::trim_start).collect();
+        assert_eq!(
+            lines,
+            ["ok       disks         a", "path/without/any/blank/that/is/long", "and a few words"]
+        );
+        assert_eq!(line("ok     ", "disks", said, Some(1)).split_whitespace().count(), 8);
     }
 }

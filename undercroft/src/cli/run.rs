@@ -74,22 +74,9 @@ pub(super) fn run(run: Run) -> anyhow::Result<u8> {
 /// A user's number, as the distribution knows it.
 pub(super) fn uid_of(distribution: &str, user: &str) -> anyhow::Result<u32> {
     let client = Client::new()?;
-    let words = ["id", "-u", user].map(|word| word.as_bytes().to_vec());
-    let session = client.run(
-        wire::Run {
-            distribution: Some(distribution.into()),
-            start: true,
-            user: Some("root".into()),
-            directory: None,
-            here: None,
-            program: What::Argv(words.into()),
-            environment: Vec::new(),
-            terminal: None,
-            publish: Vec::new(),
-            folders: Vec::new(),
-        },
-        |_| (),
-    )?;
+    let request =
+        wire::Run { user: Some("root".into()), ..wire::Run::words(distribution, &["id", "-u", user]) };
+    let session = client.run(request, |_| ())?;
     let mut output = Vec::new();
     let status = session.relay(Input::Null, &mut output, std::io::sink())?;
     let number = String::from_utf8_lossy(&output).trim().parse();

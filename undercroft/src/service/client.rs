@@ -59,6 +59,11 @@ impl Client {
         Ok(UnixStream::connect(paths.socket()).is_ok().then_some(Self { paths, start: false }))
     }
 
+    /// Of the service that has these places. It is not started.
+    pub fn of(paths: Paths) -> Self {
+        Self { paths, start: false }
+    }
+
     /// Asks something; `event` hears progress and warnings. A stream, if there is one, goes along.
     pub fn ask(
         &self,

@@ -135,6 +135,24 @@ pub struct Run {
     pub folders: Vec<Folder>,
 }
 
+impl Run {
+    /// A program by its words, with pipes, as the default user at home.
+    pub fn words(distribution: &str, words: &[&str]) -> Self {
+        Self {
+            distribution: Some(distribution.into()),
+            start: true,
+            user: None,
+            directory: None,
+            here: None,
+            program: Program::Argv(words.iter().map(|word| word.as_bytes().to_vec()).collect()),
+            environment: Vec::new(),
+            terminal: None,
+            publish: Vec::new(),
+            folders: Vec::new(),
+        }
+    }
+}
+
 /// A folder of the host's, see [`Mount`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Folder {
