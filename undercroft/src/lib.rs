@@ -60,6 +60,7 @@ pub mod timeline;
 pub mod upkeep;
 mod users;
 mod vmm;
+mod watched;
 
 pub use digest::{Digest, KnownFile};
 pub use disk::NewDisk;

@@ -17,10 +17,7 @@ use std::{
     time::Duration,
 };
 
-use nix::sys::{
-    signal::{Signal, kill},
-    socket::{ControlMessage, MsgFlags, sendmsg},
-};
+use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 use undercroft_protocol::opening::Mark;
 use undercroft_vmm::{
     End, MachineConfig,
@@ -32,6 +29,7 @@ use crate::{
     console::last_lines,
     error::{Cause, Ending, Error, Result},
     guest::spawn,
+    watched::Watched,
 };
 
 /// The longest line that the VMM may write on its control socket, in bytes.
@@ -53,20 +51,19 @@ pub(crate) struct Control {
     next: AtomicU64,
 }
 
-/// The process, as long as it may be signalled: its number is its own until it has been waited for.
-#[derive(Debug)]
+/// The process, and why it was killed.
+#[derive(Debug, Default)]
 struct Process {
-    pid: Mutex<Option<nix::unistd::Pid>>,
+    process: Watched,
     why: Mutex<Option<Cause>>,
 }
 
 impl Process {
     fn kill(&self, why: Cause) {
-        let pid = self.pid.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(pid) = *pid {
-            self.why.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(why);
-            // It may be a zombie already.
-            let _ = kill(pid, Signal::SIGKILL);
+        // Held until it is known whether that is why: who waits for its end looks then.
+        let mut first = self.why.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.process.kill() {
+            first.get_or_insert(why);
         }
     }
 }
@@ -124,8 +121,7 @@ impl Vmm {
         keep.extend(inherited.iter().map(AsRawFd::as_raw_fd));
         crate::spawn::prepare(&mut command, keep);
 
-        // The thread that starts the VMM also waits for it: its death is the VMM's (PR_SET_PDEATHSIG).
-        let process = Arc::new(Process { pid: Mutex::new(None), why: Mutex::new(None) });
+        let process = Arc::new(Process::default());
         let (started, start) = mpsc::channel();
         let (shared, told) = (process.clone(), board.clone());
         let reader = control.try_clone().map_err(failed("read the VMM's control socket"))?;
@@ -135,21 +131,14 @@ impl Vmm {
             let child = command.spawn();
             // Only the VMM itself holds its ends now: when it dies, this side sees the end.
             drop((config_reader, theirs, inherited, command));
-            let mut child = match child {
+            let child = match child {
                 Ok(child) => child,
                 Err(error) => return drop(started.send(Err(error))),
             };
-            let pid = nix::unistd::Pid::from_raw(child.id() as i32);
-            *shared.pid.lock().unwrap_or_else(PoisonError::into_inner) = Some(pid);
+            shared.process.runs(&child);
             let waits = started.send(Ok(()));
             debug_assert!(waits.is_ok(), "the starting thread waits for this");
-            // First without reaping, so that the number cannot become another process's while it is being killed.
-            let flags = nix::sys::wait::WaitPidFlag::WEXITED | nix::sys::wait::WaitPidFlag::WNOWAIT;
-            while nix::sys::wait::waitid(nix::sys::wait::Id::Pid(pid), flags) == Err(nix::errno::Errno::EINTR)
-            {
-            }
-            *shared.pid.lock().unwrap_or_else(PoisonError::into_inner) = None;
-            let status = child.wait();
+            let status = shared.process.wait(child);
             // What it said last has been heard when its end of the socket is closed, as it now is. A listener that
             // panicked has said so itself.
             let _ = listener.join();
@@ -183,7 +172,7 @@ impl Vmm {
 
     /// Process id, as long as it runs.
     pub(crate) fn pid(&self) -> Option<u32> {
-        self.process.pid.lock().unwrap_or_else(PoisonError::into_inner).map(|pid| pid.as_raw() as u32)
+        self.process.process.pid()
     }
 
     /// Kills it, if it still runs, and waits for its end.

@@ -12,21 +12,12 @@ use std::{
     },
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
-    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, mpsc},
+    sync::{Arc, OnceLock, mpsc},
     thread::JoinHandle,
     time::Duration,
 };
 
-use nix::{
-    errno::Errno,
-    sys::{
-        signal::{Signal, kill},
-        wait::{Id, WaitPidFlag, waitid},
-    },
-    unistd::Pid,
-};
-
-use crate::{board::Board, console::last_lines, guest::spawn};
+use crate::{board::Board, console::last_lines, guest::spawn, watched::Watched};
 
 /// With the machine's end it ends, too, which is known a moment later.
 const EXPLANATION: Duration = Duration::from_secs(2);
@@ -50,29 +41,9 @@ pub(super) struct Server {
 
 #[derive(Debug, Default)]
 struct Shared {
-    watched: Mutex<Watched>,
-    changed: Condvar,
-}
-
-#[derive(Debug, Default)]
-struct Watched {
-    /// As long as the number is its own.
-    pid: Option<Pid>,
+    process: Watched,
     /// How it ended.
-    end: Option<String>,
-    is_stopping: bool,
-}
-
-impl Shared {
-    fn lock(&self) -> MutexGuard<'_, Watched> {
-        self.watched.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Whether it is to stop, now or while this waits.
-    fn stops_within(&self, limit: Duration) -> bool {
-        let wait = self.changed.wait_timeout_while(self.lock(), limit, |watched| !watched.is_stopping);
-        wait.unwrap_or_else(PoisonError::into_inner).0.is_stopping
-    }
+    end: OnceLock<String>,
 }
 
 impl Server {
@@ -107,14 +78,13 @@ impl Server {
         let watched = shared.clone();
         let (started, start) = mpsc::channel();
         let (path, until) = (program.to_owned(), about.until.clone());
-        // The thread that starts it also waits for it: its death is the process's (PR_SET_PDEATHSIG).
         let thread = spawn("virtiofsd", move || {
             let child = command.spawn();
             // Its end of the socket is its own alone: when it ends, that is closed.
             drop((listener, command));
             match child {
                 Ok(child) => {
-                    watched.lock().pid = Some(Pid::from_raw(child.id() as i32));
+                    watched.process.runs(&child);
                     let waits = started.send(Ok(()));
                     debug_assert!(waits.is_ok(), "the starting thread waits for this");
                     watch(child, &watched, &messages, &about, &board);
@@ -132,26 +102,18 @@ impl Server {
 
     /// Its process id, as long as it runs.
     pub(super) fn pid(&self) -> Option<u32> {
-        self.shared.lock().pid.map(|pid| pid.as_raw() as u32)
+        self.shared.process.pid()
     }
 
     /// That it has ended, and what that means.
     pub(super) fn trouble(&self) -> Option<String> {
-        let watched = self.shared.lock();
-        watched.end.as_ref().map(|end| format!("{end}; it is gone {}", self.until))
+        self.shared.end.get().map(|end| format!("{end}; it is gone {}", self.until))
     }
 }
 
 impl Drop for Server {
     fn drop(&mut self) {
-        let mut watched = self.shared.lock();
-        watched.is_stopping = true;
-        if let Some(pid) = watched.pid {
-            // It may be a zombie already.
-            let _ = kill(pid, Signal::SIGKILL);
-        }
-        drop(watched);
-        self.shared.changed.notify_all();
+        self.shared.process.stop();
         if let Some(thread) = self.thread.take() {
             // A panic of it was printed.
             let _ = thread.join();
@@ -160,18 +122,14 @@ impl Drop for Server {
 }
 
 /// Waits for its end, and says so if nobody wanted it.
-fn watch(mut child: Child, shared: &Shared, messages: &Path, about: &About, board: &Board) {
-    let pid = Pid::from_raw(child.id() as i32);
-    // First without reaping, so that the number cannot become another process's while it is being killed.
-    let ended = WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT;
-    while waitid(Id::Pid(pid), ended) == Err(Errno::EINTR) {}
-    shared.lock().pid = None;
-    let status = child.wait().map_or_else(|error| error.to_string(), |status| status.to_string());
+fn watch(child: Child, shared: &Shared, messages: &Path, about: &About, board: &Board) {
+    let status = shared.process.wait(child);
+    let status = status.map_or_else(|error| error.to_string(), |status| status.to_string());
     let words = last_lines(messages, 3).join("; ");
     let colon = if words.is_empty() { "" } else { ": " };
     let end = format!("virtiofsd ended ({status}){colon}{words}");
-    shared.lock().end = Some(end.clone());
-    if shared.stops_within(EXPLANATION) || board.lock().ended.is_some() {
+    let end = shared.end.get_or_init(|| end);
+    if shared.process.stops_within(EXPLANATION) || board.lock().ended.is_some() {
         return;
     }
     let About { what, until } = about;

@@ -19,23 +19,15 @@ use std::{
     },
     path::{Path, PathBuf},
     process::{Command, ExitStatus, Stdio},
-    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, PoisonError},
     thread::JoinHandle,
     time::Duration,
 };
 
-use nix::{
-    errno::Errno,
-    sys::{
-        signal::{Signal, kill},
-        wait::{Id, WaitPidFlag, waitid},
-    },
-    unistd::Pid,
-};
 use undercroft_vmm::config::MacAddress;
 
 use super::{NatOptions, addresses::Addresses, pause::Pause};
-use crate::{console::last_lines, error::Result, guest::spawn, vmm::Control};
+use crate::{console::last_lines, error::Result, guest::spawn, vmm::Control, watched::Watched};
 
 /// The program, and the package that Debian has it in.
 pub(super) const PROGRAM: &str = "passt";
@@ -107,14 +99,6 @@ pub(super) enum State {
     Down(String),
 }
 
-#[derive(Debug)]
-struct Watched {
-    state: State,
-    /// As long as the number is its own.
-    pid: Option<Pid>,
-    is_stopping: bool,
-}
-
 /// A passt that runs until this is dropped.
 #[derive(Debug)]
 pub(super) struct Passt {
@@ -124,24 +108,13 @@ pub(super) struct Passt {
 
 #[derive(Debug)]
 struct Shared {
-    watched: Mutex<Watched>,
-    changed: Condvar,
+    process: Watched,
+    state: Mutex<State>,
 }
 
 impl Shared {
-    fn lock(&self) -> MutexGuard<'_, Watched> {
-        self.watched.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     fn set(&self, state: State) {
-        self.lock().state = state;
-        self.changed.notify_all();
-    }
-
-    /// Whether it is to stop, now or while this waits.
-    fn stops_within(&self, limit: Duration) -> bool {
-        let wait = self.changed.wait_timeout_while(self.lock(), limit, |watched| !watched.is_stopping);
-        wait.unwrap_or_else(PoisonError::into_inner).0.is_stopping
+        *self.state.lock().unwrap_or_else(PoisonError::into_inner) = state;
     }
 }
 
@@ -155,8 +128,7 @@ impl Passt {
         control: Arc<Control>,
         warn: impl Fn(String) + Send + 'static,
     ) -> Result<Self> {
-        let watched = Watched { state: State::Starting, pid: None, is_stopping: false };
-        let shared = Arc::new(Shared { watched: Mutex::new(watched), changed: Condvar::new() });
+        let shared = Arc::new(Shared { process: Watched::default(), state: Mutex::new(State::Starting) });
         let process = Process {
             program,
             ipv6: addresses.ipv6.clone(),
@@ -169,25 +141,18 @@ impl Passt {
     }
 
     pub(super) fn state(&self) -> State {
-        self.shared.lock().state.clone()
+        self.shared.state.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Its process id, as long as it runs.
     pub(super) fn pid(&self) -> Option<u32> {
-        self.shared.lock().pid.map(|pid| pid.as_raw() as u32)
+        self.shared.process.pid()
     }
 }
 
 impl Drop for Passt {
     fn drop(&mut self) {
-        let mut watched = self.shared.lock();
-        watched.is_stopping = true;
-        if let Some(pid) = watched.pid {
-            // It may be a zombie already.
-            let _ = kill(pid, Signal::SIGKILL);
-        }
-        drop(watched);
-        self.shared.changed.notify_all();
+        self.shared.process.stop();
         if let Some(thread) = self.thread.take() {
             // A panic of it was printed.
             let _ = thread.join();
@@ -212,7 +177,7 @@ fn supervise(process: &Process, control: &Control, shared: &Shared, warn: &dyn F
         let pause = pauses.after();
         shared.set(State::Down(how.clone()));
         // With the machine's end, too, its socket is closed, which is known a moment later.
-        if shared.stops_within(pause) || control.has_ended() {
+        if shared.process.stops_within(pause) || control.has_ended() {
             return;
         }
         // Once: what it says does not become truer by being repeated.
@@ -225,7 +190,7 @@ fn supervise(process: &Process, control: &Control, shared: &Shared, warn: &dyn F
 impl Process {
     /// Runs it once; says how it ended, or nothing if it was to.
     fn run(&self, control: &Control, shared: &Shared) -> Option<String> {
-        if shared.lock().is_stopping {
+        if shared.process.is_stopping() {
             return None;
         }
         let cannot = |what: &str, error: std::io::Error| Some(format!("{what}: {error}"));
@@ -248,34 +213,21 @@ impl Process {
             .stderr(log)
             .process_group(0);
         crate::spawn::prepare(&mut command, vec![theirs.as_raw_fd()]);
-        let mut child = match command.spawn() {
+        let child = match command.spawn() {
             Ok(child) => child,
             Err(error) => return cannot(&format!("{} cannot be executed", self.program.display()), error),
         };
         drop((theirs, command));
-        let pid = Pid::from_raw(child.id() as i32);
-        let is_stopping = {
-            let mut watched = shared.lock();
-            watched.pid = Some(pid);
-            watched.is_stopping
-        };
+        shared.process.runs(&child);
         let linked = control.link(ours.as_fd(), PATIENCE);
         drop(ours);
         match &linked {
-            Ok(()) if !is_stopping => shared.set(State::Up),
+            Ok(()) => shared.set(State::Up),
             // The machine is gone, or is not yet to be had.
-            _ => drop(kill(pid, Signal::SIGKILL)),
+            Err(_) => drop(shared.process.kill()),
         }
-        // First without reaping, so that the number cannot become another process's while it is being killed.
-        let ended = WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT;
-        while waitid(Id::Pid(pid), ended) == Err(Errno::EINTR) {}
-        let is_stopping = {
-            let mut watched = shared.lock();
-            watched.pid = None;
-            watched.is_stopping
-        };
-        let status = child.wait();
-        if is_stopping {
+        let status = shared.process.wait(child);
+        if shared.process.is_stopping() {
             return None;
         }
         match linked {
