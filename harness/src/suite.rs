@@ -3,6 +3,7 @@
 
 use std::{
     fs, io,
+    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     sync::OnceLock,
 };
@@ -77,9 +78,30 @@ impl Suite {
                     "guest tests run by `cargo xtask test --only guests`, which prepares what they boot",
                 )?;
                 let bytes = fs::read(&path).map_err(|e| format!("{}: {e}", path.to_string_lossy()))?;
-                serde_json::from_slice(&bytes).map_err(|e| format!("{}: {e}", path.to_string_lossy()))
+                let suite = serde_json::from_slice::<Self>(&bytes);
+                let mut suite = suite.map_err(|e| format!("{}: {e}", path.to_string_lossy()))?;
+                if lab::inside() {
+                    let near = nearer(&suite.product);
+                    suite.product = near.map_err(|e| format!("{}: {e}", suite.product.display()))?;
+                }
+                Ok(suite)
             })
             .as_ref()
             .map_err(Clone::clone)
     }
+}
+
+/// A copy in the lab's memory of a program that tests start for each command. The lab's view of the host's folder forgets what a file
+/// holds whenever it is opened, as it must for a folder that the host writes to: of 310 ms that a start took, that was 200.
+fn nearer(program: &Path) -> io::Result<PathBuf> {
+    let about = fs::metadata(program)?;
+    let name = program.file_name().unwrap_or_default().to_string_lossy();
+    let near = Path::new("/dev/shm").join(format!("{name}-{}-{}", about.mtime(), about.mtime_nsec()));
+    if !near.exists() {
+        // Whole or not at all: other tests look, too.
+        let new = tempfile::NamedTempFile::new_in("/dev/shm")?;
+        fs::copy(program, new.path())?;
+        new.into_temp_path().persist(&near).map_err(|e| e.error)?;
+    }
+    Ok(near)
 }

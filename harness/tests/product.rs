@@ -376,7 +376,7 @@ fn two_people() -> Outcome {
 #[test]
 fn short_sessions_leave_nothing() -> Outcome {
     guest_test(|suite| {
-        let all = times(10_000, 100);
+        let all = times(10_000, 1000);
         let one = Product::new(suite, Kernel::Tuned, QUIET)?;
         one.say(&format!("import a {}", suite.busybox.display()))?;
         one.say("run a true")?;
