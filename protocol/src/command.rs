@@ -226,9 +226,11 @@ pub struct Share {
     pub token: Token,
 }
 
-/// The longest message on a [`Share`]'s stream: a write of the most pages that FUSE has in one (`FUSE_MAX_MAX_PAGES`, 256), and
-/// a page for what stands before them.
-pub const FUSE_MESSAGE_MAX: usize = (1 << 20) + 4096;
+/// The most bytes of a file in one message on a [`Share`]'s stream: those that the kernel reads ahead, and FUSE's own limit for who
+/// names none (32 pages, `FUSE_DEFAULT_MAX_PAGES_PER_REQ`). What is larger is memory on both sides for as long as the folder is there.
+pub const FUSE_PAYLOAD_MAX: usize = 128 << 10;
+/// The longest message: those, and a page for what stands before them.
+pub const FUSE_MESSAGE_MAX: usize = FUSE_PAYLOAD_MAX + 4096;
 
 /// A distribution's root file system.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -106,7 +106,7 @@ mod tests {
         for length in [0, 15, FUSE_MESSAGE_MAX as u32 + 1, u32::MAX] {
             let mut kernel = Writes::default();
             let error = carry_answers(&answer(length, b"abc")[..], &mut kernel).unwrap_err();
-            assert!(error.to_string().contains("where 16 to 1052672 can be"), "{error}");
+            assert!(error.to_string().contains("where 16 to 135168 can be"), "{error}");
             assert!(kernel.0.is_empty());
         }
     }
