@@ -139,10 +139,11 @@ pub fn traffic(rows: &[network::Row]) -> String {
     for (at, kind) in ["a MiB to the guest", "a MiB from the guest", "a connection"].into_iter().enumerate() {
         let measured = rows.iter().filter_map(|row| Some((row, row.counts.as_ref().ok()?[at])));
         let mut measured: Vec<_> = measured.collect();
-        measured.sort_by_key(|(_, counts)| counts.total());
+        let number = |row: &network::Row| [network::MEBIBYTES, network::MEBIBYTES, row.connections][at];
+        measured.sort_by_key(|(row, counts)| counts.total() / u64::from(number(row).max(1)));
         text.push_str(&HEAD.replace("{what}", kind).replace("M in all", "thousands in all"));
         for (row, counts) in measured {
-            let number = [network::MEBIBYTES, network::MEBIBYTES, row.connections][at];
+            let number = number(row);
             let each = |count: u64| thousands(count, number);
             let shares: Vec<String> = counts.shares().iter().map(|(_, count)| each(*count)).collect();
             let entries = counts.vmruns as f64 / f64::from(number);
