@@ -17,6 +17,13 @@ pub(crate) struct Asked {
     pub(crate) mount: Mount,
 }
 
+impl Asked {
+    /// Whether both are seen at the same place.
+    pub(crate) fn has_place_of(&self, other: &Self) -> bool {
+        self.distribution.eq_ignore_ascii_case(&other.distribution) && self.mount.guest == other.mount.guest
+    }
+}
+
 /// The folders of all distributions; one that is not there yet may be installed while the machine runs.
 pub(crate) fn wanted(settings: &Settings, store: &Store, asked: &[Asked]) -> FolderOptions {
     let mut names: Vec<&str> = settings.file.distributions();
@@ -81,4 +88,23 @@ pub(crate) fn inside(machine: &Machine, name: &str, path: &Path) -> Option<PathB
         Some((host.as_os_str().len(), Path::new(&guest).components().chain(rest.components()).collect()))
     };
     machine.folders().into_iter().filter_map(seen).max_by_key(|(length, _)| *length).map(|(_, path)| path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_place_is_one_folders() {
+        let asked = |distribution: &str, mount: &str| Asked {
+            distribution: distribution.into(),
+            mount: mount.parse().unwrap(),
+        };
+        let first = asked("deb", "/a:/src");
+        assert!(first.has_place_of(&asked("Deb", "/b:/src:ro")));
+        assert!(
+            !first.has_place_of(&asked("deb", "/a:/src/a"))
+                && !first.has_place_of(&asked("other", "/a:/src"))
+        );
+    }
 }

@@ -172,12 +172,11 @@ impl State {
         Some(machine)
     }
 
-    /// Takes note of folders that somebody asks for.
+    /// Takes note of folders that somebody asks for, each instead of what had its place before.
     pub(super) fn ask(&mut self, folders: impl Iterator<Item = Asked>) {
         for folder in folders {
-            if !self.asked.contains(&folder) {
-                self.asked.push(folder);
-            }
+            self.asked.retain(|asked| !asked.has_place_of(&folder));
+            self.asked.push(folder);
         }
     }
 
