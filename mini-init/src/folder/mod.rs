@@ -45,7 +45,9 @@ pub(crate) fn run(what: &Share, doors: Doors, mouth: &mut Mouth) -> Result<Done,
     // The distribution's is the only mount of it, and only its own processes keep its namespaces: when those go, the device says so.
     drop((tree, doors));
     mouth.say(&Word::Answer(Ok(Done::Nothing)));
-    relay::run(&device, &File::from(stream))
+    // However it ends, the device is closed with this process, and nobody listens to it any more.
+    let _ = relay::run(&device, &File::from(stream));
+    Ok(Done::Nothing)
 }
 
 fn device() -> std::io::Result<File> {
