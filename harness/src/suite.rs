@@ -92,7 +92,7 @@ impl Suite {
 }
 
 /// A copy in the lab's memory of a program that tests start for each command. The lab's view of the host's folder forgets what a file
-/// holds whenever it is opened, as it must for a folder that the host writes to: of 310 ms that a start took, that was 200.
+/// holds whenever it is opened, as it must for a folder that the host writes to, and a start would read the program anew.
 fn nearer(program: &Path) -> io::Result<PathBuf> {
     let about = fs::metadata(program)?;
     let name = program.file_name().unwrap_or_default().to_string_lossy();

@@ -5,6 +5,7 @@ use std::{
     os::unix::fs::{MetadataExt, PermissionsExt},
     path::Path,
     process::Command,
+    time::Instant,
 };
 
 use rstest::rstest;
@@ -300,6 +301,59 @@ fn a_host_without_virtiofsd() -> Outcome {
             "{warnings}"
         );
         assert_eq!(vm.read("a", "test -e /src || echo works")?.trim(), "works");
+        vm.power_off()
+    })
+}
+
+/// All exits that this host's KVM has counted, where they can be read.
+fn exits() -> Option<u64> {
+    // It is mounted already, or may not be: then there is no number.
+    let _ = Command::new("mount").args(["-t", "debugfs", "none", "/sys/kernel/debug"]).output();
+    fs::read_to_string("/sys/kernel/debug/kvm/exits").ok()?.trim().parse().ok()
+}
+
+/// What a stream costs beside a device: each message is packets of vsock, of 4 KiB. The numbers go to a file beside the logs; twice
+/// what was measured is too much.
+#[test]
+fn a_stream_beside_a_device() -> Outcome {
+    guest_test(|suite| {
+        let host = tempfile::tempdir()?;
+        fill(host.path())?;
+        let folder = |guest: &str| SharedFolder {
+            distribution: "a".into(),
+            host: host.path().into(),
+            guest: guest.into(),
+            read_only: false,
+            own_users: true,
+            owner: 0,
+            origin: "test".into(),
+        };
+        let folders =
+            FolderOptions { program: Some(suite.virtiofsd.clone()), shared: vec![folder("/device")] };
+        let vm = boot(suite, Kernel::Tuned).folders(folders).distro("a", &suite.busybox).start()?;
+        vm.check(vm.machine().bring_folder(vm.distribution("a")?, folder("/stream")))?;
+        let mut table = String::from("work: KVM's exits and milliseconds by a device, by a stream\n");
+        for (work, script, most) in [
+            ("read 24 MiB", "cat D/large > /dev/null", 17_600),
+            ("write 24 MiB", "dd if=/dev/zero of=D/new bs=1M count=24 2>/dev/null", 19_000),
+            ("make 200 files", "mkdir DD && for n in $(seq 200); do : > DD/$n; done", 21_500),
+            ("remove 200 files", "rm -r DD", 9_500),
+        ] {
+            let mut counted = Vec::new();
+            table.push_str(work);
+            for place in ["/device", "/stream"] {
+                let (before, begun) = (exits(), Instant::now());
+                vm.read("a", &script.replace('D', place))?;
+                let count = exits().zip(before).map(|(now, before)| now - before);
+                table.push_str(&format!(" {count:?} {}", begun.elapsed().as_millis()));
+                counted.extend(count);
+            }
+            table.push('\n');
+            if let Some(stream) = counted.get(1) {
+                assert!(*stream <= most, "{table}");
+            }
+        }
+        fs::write(suite.logs.join("folders.measured"), table)?;
         vm.power_off()
     })
 }

@@ -514,7 +514,7 @@ static KEYS: [Key; 51] = [
          this user's: nobody in the distribution can do more with it than this user. Whoever writes there, the files are this \
          user's on the host; in the distribution this user's files are its default user's (1000, where no other was set). It \
          takes virtiofsd 1.13 or later. One that is added while the machine runs is there when the distribution is started next, \
-         and slower until the machine is. Memory of a machine that was started with folders has huge pages only where the host gives them to \
-         shared memory (`/sys/kernel/mm/transparent_hugepage/shmem_enabled`).",
+         and slower until the machine is. Memory of a machine that was started with folders has huge pages only where the \
+         host gives them to shared memory (`/sys/kernel/mm/transparent_hugepage/shmem_enabled`).",
     ),
 ];

@@ -188,12 +188,17 @@ impl Folders {
         (this, devices)
     }
 
-    /// Those of a distribution that have a device, for its launch.
+    /// Those of a distribution that have a device, for its launch; that there are too many of them is a warning.
     pub(crate) fn of(&self, distribution: &str) -> Vec<Folder> {
         let kept = lock(&self.kept);
         let its = kept.iter().filter(|kept| kept.is_of(distribution) && kept.way == Way::Device);
-        let usable = its.filter(|kept| kept.trouble().is_none());
-        usable.map(|kept| described(&kept.folder, &kept.tag)).take(FOLDERS_MAX).collect()
+        let mut usable = its.filter(|kept| kept.trouble().is_none());
+        let folders =
+            usable.by_ref().take(FOLDERS_MAX).map(|kept| described(&kept.folder, &kept.tag)).collect();
+        for Kept { folder: SharedFolder { guest, .. }, .. } in usable {
+            self.board.warn(format!("{distribution}: {guest} is one folder more than {FOLDERS_MAX}"));
+        }
+        folders
     }
 
     /// Those of a distribution that the machine was started with, and that it cannot have by their devices.
@@ -218,6 +223,14 @@ impl Folders {
         }
         let host = folder.host.clone();
         let refused = |why| Error::NotShared { host: host.clone(), why };
+        if lock(&self.kept).iter().filter(|kept| kept.way == Way::Stream { distribution }).count()
+            >= FOLDERS_MAX
+        {
+            return Err(refused(format!(
+                "{} has {FOLDERS_MAX} that were added already",
+                folder.distribution
+            )));
+        }
         let tag = tag(*count);
         let program = self.program().map_err(refused)?;
         let (server, socket) = self.serve(&program, &folder, &tag, users).map_err(refused)?;

@@ -32,12 +32,12 @@ impl Service {
                 return Err(why(io::ErrorKind::NotADirectory.into()).into());
             }
         }
-        let asked = || mounts.iter().map(|mount| Asked { distribution: name.into(), mount: mount.clone() });
+        let asked = asked(name, mounts);
         let mut state = self.lock();
         loop {
             match &state.host {
                 Host::Off => {
-                    state.ask(asked());
+                    state.ask(asked);
                     return Ok(());
                 }
                 Host::Starting | Host::Stopping => state = self.wait(state, None),
@@ -45,7 +45,7 @@ impl Service {
                     let missing = mounts.iter().find(|mount| status(&on.machine, name, mount).is_none());
                     let is_used = !state.distributions.is_empty();
                     let Some(missing) = missing.filter(|_| !is_used) else {
-                        state.ask(asked());
+                        state.ask(asked);
                         return Ok(());
                     };
                     // Under the lock that it was found unused by, as when it is idle.
@@ -84,16 +84,17 @@ impl Service {
         if mounts.is_empty() {
             return Ok(());
         }
-        let asked: Vec<_> = mounts
-            .iter()
-            .map(|mount| Asked { distribution: place.name().into(), mount: mount.clone() })
-            .collect();
         let live = place.live();
-        for folder in of(place.name(), &self.settings(), &self.store, &asked) {
+        // Not those that are noted: with a machine that has stopped meanwhile they are forgotten.
+        for folder in of(place.name(), &self.settings(), &self.store, &asked(place.name(), mounts)) {
             if mounts.iter().any(|mount| folder.is(place.name(), mount)) {
                 live.machine.bring_folder(&live.distribution, folder)?;
             }
         }
         Ok(())
     }
+}
+
+fn asked(name: &str, mounts: &[Mount]) -> Vec<Asked> {
+    mounts.iter().map(|mount| Asked { distribution: name.into(), mount: mount.clone() }).collect()
 }

@@ -173,7 +173,7 @@ impl State {
     }
 
     /// Takes note of folders that somebody asks for, each instead of what had its place before.
-    pub(super) fn ask(&mut self, folders: impl Iterator<Item = Asked>) {
+    pub(super) fn ask(&mut self, folders: Vec<Asked>) {
         for folder in folders {
             self.asked.retain(|asked| !asked.has_place_of(&folder));
             self.asked.push(folder);

@@ -141,7 +141,7 @@ fn what_was_not_asked_is_no_answer() {
 }
 
 #[test]
-fn the_end_of_one_is_seen() {
+fn who_drops_it_hangs_up() {
     let (socket, _, thread) = back_end(good);
     let driver = Driver::connect(socket.into(), 4096).unwrap();
     let other = driver.socket().try_clone_to_owned().unwrap();
