@@ -6,6 +6,7 @@ use std::{
     time::Duration,
 };
 
+use undercroft_harness::guest;
 use undercroft_kernel_config::{Kernel, cache};
 
 use crate::{Error, machine::Machine, peers::network::Programs};
@@ -22,11 +23,6 @@ const MEMORY_MIB: u32 = 2048;
 
 const STATIC: &str = "-C target-feature=+crt-static";
 const TARGET: &str = "x86_64-unknown-linux-gnu";
-
-/// The repository's root.
-pub fn root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the crate is a folder of the repository").into()
-}
 
 /// Builds the plugin and the runner, and finds a kernel with KVM.
 pub fn machine() -> Result<Machine, Error> {
@@ -45,7 +41,7 @@ pub fn machine() -> Result<Machine, Error> {
 
 /// Builds the VMM as it is shipped.
 pub fn vmm() -> Result<PathBuf, Error> {
-    Ok(undercroft_harness::guest::vmm()?)
+    Ok(guest::vmm()?)
 }
 
 /// Builds the program that plays a machine's life through.
@@ -87,7 +83,7 @@ pub fn bench(name: &str) -> Result<PathBuf, Error> {
     let failed =
         |source| Error::Program { program: "cargo bench".into(), help: "it names no program".into(), source };
     let messages = duct::cmd(program, arguments.into_iter().chain(["--message-format=json"]))
-        .dir(root())
+        .dir(guest::workspace())
         .read()
         .map_err(failed)?;
     let executable = |line: &str| {
@@ -100,11 +96,11 @@ pub fn bench(name: &str) -> Result<PathBuf, Error> {
 
 fn built(package: &str, file: &str) -> Result<PathBuf, Error> {
     cargo(&["build", "--quiet", "--release", "--package", package], None)?;
-    Ok(target().join("release").join(file))
+    Ok(guest::target().join("release").join(file))
 }
 
 fn runner() -> Result<PathBuf, Error> {
-    let directory = target().join("guest");
+    let directory = guest::target().join("guest");
     let directory_argument = directory.display().to_string();
     let package = "undercroft-ruler-runner";
     cargo(
@@ -125,13 +121,9 @@ fn runner() -> Result<PathBuf, Error> {
     Ok(directory.join(TARGET).join("guest").join(package))
 }
 
-fn target() -> PathBuf {
-    std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from)
-}
-
 fn cargo(arguments: &[&str], rustflags: Option<&str>) -> Result<(), Error> {
     let program = std::env::var("CARGO").unwrap_or_else(|_| "cargo".into());
-    let mut command = duct::cmd(program, arguments).dir(root());
+    let mut command = duct::cmd(program, arguments).dir(guest::workspace());
     if let Some(rustflags) = rustflags {
         command = command.env("RUSTFLAGS", rustflags);
     }

@@ -98,9 +98,13 @@ pub fn target() -> PathBuf {
     }
 }
 
-fn workspace() -> PathBuf {
-    let harness = Path::new(env!("CARGO_MANIFEST_DIR"));
-    harness.parent().unwrap_or(harness).to_path_buf()
+/// The workspace: of the crate that cargo runs, or else the one that this crate was compiled in. Two clones with one target directory
+/// may share what is compiled, and neither is to work on the other's files.
+pub fn workspace() -> PathBuf {
+    let parent = |folder: &Path| folder.parent().unwrap_or(folder).to_path_buf();
+    let runs = std::env::var_os("CARGO_MANIFEST_DIR").map(|folder| parent(Path::new(&folder)));
+    runs.filter(|folder| folder.join("xtask/Cargo.toml").exists())
+        .unwrap_or_else(|| parent(Path::new(env!("CARGO_MANIFEST_DIR"))))
 }
 
 /// The programs of these packages, which have the packages' names, built in that folder of the target directory.

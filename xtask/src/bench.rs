@@ -25,6 +25,7 @@ use undercroft_kernel_config::{Kernel, initramfs};
 use crate::{
     budget::{IDLE, OWN_USERS, ROOT},
     packages::{self, Group},
+    workspace_root,
 };
 
 /// The document that `--peers` writes.
@@ -200,7 +201,7 @@ fn peers(scenario: &Scenario, work: &Path) -> anyhow::Result<()> {
             if scenario.own_users { "with users of its own" } else { "with the VM's users" }
         ),
     };
-    let path = tools::root().join(DOCUMENT);
+    let path = workspace_root().join(DOCUMENT);
     fs::write(&path, report.text()).with_context(|| format!("cannot write {}", path.display()))?;
     println!("{}", path.display());
     Ok(())
@@ -220,7 +221,7 @@ fn traffic(machine: &Machine, scenario: &Scenario, work: &Path) -> anyhow::Resul
 
 /// When, of which commit, with which programs.
 fn measured(kernel: &Kernel) -> anyhow::Result<String> {
-    let root = tools::root();
+    let root = workspace_root();
     let line = |program: &str, arguments: &[&str]| -> String {
         let output = Command::new(program).args(arguments).current_dir(&root).output();
         let text =

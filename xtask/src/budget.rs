@@ -21,7 +21,10 @@ use undercroft_harness::guest;
 use undercroft_kernel_config::{Kernel, initramfs};
 use undercroft_vmm::{MachineConfig, config::Description};
 
-use crate::packages::{self, Group};
+use crate::{
+    packages::{self, Group},
+    workspace_root,
+};
 
 const INSTRUCTIONS: &str = "instructions";
 const ENTRIES: &str = "entries";
@@ -60,7 +63,7 @@ pub(crate) struct Arguments {
 pub(crate) fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
     let Arguments { kernel, brief, phases, json } = arguments;
     let started = Instant::now();
-    let root = tools::root();
+    let root = workspace_root();
     let budgets = Budgets::read(&root)?;
     let measurements = measure(kernel.as_deref(), brief)?;
     let verdicts = budgets.judge(&measurements);

@@ -69,8 +69,7 @@ fn leave_cargos_environment() {
     let _ = again.exec();
 }
 
-/// The workspace that this xtask was built in: chores work whatever folder they are called from.
+/// The workspace's folder: chores work whatever folder they are called from.
 pub(crate) fn workspace_root() -> std::path::PathBuf {
-    let xtask = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
-    xtask.parent().unwrap_or(xtask).to_path_buf()
+    undercroft_harness::guest::workspace()
 }

@@ -8,6 +8,7 @@ use sha2::{Digest, Sha256};
 use undercroft_kernel_config::cache;
 
 use super::LabError;
+use crate::guest;
 
 /// The folder of all labs of this user: below `$XDG_RUNTIME_DIR`, else below the cache; nobody else may enter it.
 pub(super) fn labs() -> Result<PathBuf, LabError> {
@@ -35,18 +36,12 @@ pub(super) fn make_private(folder: &Path) -> Result<(), LabError> {
     Ok(())
 }
 
-/// The workspace that this harness was built in.
-pub(super) fn workspace() -> PathBuf {
-    let harness = Path::new(env!("CARGO_MANIFEST_DIR"));
-    harness.parent().unwrap_or(harness).to_path_buf()
-}
-
 /// The folders that can be written to in the lab: the work tree, cargo's target directory, the cache, and those named in
 /// `UNDERCROFT_LAB_WRITABLE` (separated by colons). They exist, and none is below another.
 pub(super) fn writable() -> Result<Vec<PathBuf>, LabError> {
     let cache = cache::dir()?;
     fs::create_dir_all(&cache).map_err(LabError::at(format!("making {}", cache.display())))?;
-    let mut folders = vec![workspace(), crate::guest::target(), cache];
+    let mut folders = vec![guest::workspace(), guest::target(), cache];
     if let Some(more) = std::env::var_os("UNDERCROFT_LAB_WRITABLE") {
         folders.extend(std::env::split_paths(&more));
     }

@@ -27,9 +27,7 @@ pub(crate) fn product() -> anyhow::Result<PathBuf> {
     } else {
         eprintln!("building {PRODUCT} (the first time takes a minute or two)");
     }
-    let manifest = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
-    let workspace = manifest.parent().unwrap_or(manifest);
-    let status = command.current_dir(workspace).status().context("cargo cannot be run")?;
+    let status = command.current_dir(guest::workspace()).status().context("cargo cannot be run")?;
     if !status.success() {
         bail!("cargo could not build {PRODUCT} (see above)");
     }
