@@ -2,9 +2,10 @@
 
 use std::{
     fs,
+    io::Read,
     os::unix::fs::{MetadataExt, PermissionsExt},
     path::Path,
-    process::Command,
+    process::{Command, Stdio},
     time::Instant,
 };
 
@@ -245,6 +246,67 @@ fn folders_for_who_runs_already(#[case] kernel: Kernel) -> Outcome {
         assert_eq!(sh("cat /proc/sys/kernel/random/boot_id")?, boot);
         one.say("shutdown")?;
         assert_eq!(sh("ls /home/me/src | wc -l")?, "0");
+        one.finish()
+    })
+}
+
+/// A server that hangs, as one does whose folder is on a network's file system that is gone: not even SIGKILL reaches who waits for
+/// its answer, and still a distribution stops, and the machine, and nobody else loses anything.
+#[test]
+fn a_folder_that_does_not_answer() -> Outcome {
+    guest_test(|suite| {
+        let home = tempfile::Builder::new().prefix("shared-").tempdir()?;
+        let (device, stream) = (home.path().join("device"), home.path().join("stream"));
+        fill(&device)?;
+        fill(&stream)?;
+        let mounts = format!("{MACHINE}[distribution \"a\"]\nmount={}:/device\n", device.display());
+        let one = Product::new(suite, Kernel::Tuned, &mounts)?;
+        for name in ["a", "b"] {
+            one.say(&format!("import {name} {}", suite.busybox.display()))?;
+        }
+        let mut other = one.command(["run", "b", "cat"]).stdin(Stdio::piped()).spawn()?;
+        one.until("it runs", || Ok(one.say("list -v")?.contains("1 session")))?;
+        let mount = format!("{}:/stream", stream.display());
+        one.say_words(["run", "-m", &mount, "a", "cat", "/device/from-host", "/stream/from-host"])?;
+        // Both readers are in the middle of it before nobody answers any more.
+        let hang = |paths: &[&str]| -> Result<Vec<std::process::Child>, Failure> {
+            let read = |path: &&str| -> Result<_, Failure> {
+                let script = format!("echo begins; while cat {path}/large > /dev/null; do :; done");
+                let mut reader =
+                    one.command(["run", "a", "sh", "-c", &script]).stdout(Stdio::piped()).spawn()?;
+                reader.stdout.take().expect("a pipe").read_exact(&mut [0; 6])?;
+                Ok(reader)
+            };
+            let readers = paths.iter().map(read).collect();
+            // Each has a group of its own: itself, and who is in its sandbox.
+            let groups = servers(&one)?.into_iter().map(|pid| format!("-{pid}"));
+            Command::new("kill").args(["-STOP", "--"]).args(groups).status()?;
+            readers
+        };
+        let machine = one.status()?["vm"]["pid"].clone();
+        let readers = hang(&["/device", "/stream"])?;
+        one.say("terminate --force a")?;
+        for mut reader in readers {
+            assert!(!reader.wait()?.success());
+        }
+        let status = one.say("status")?;
+        let told =
+            "virtiofsd was killed because a did not stop while it ran; it is gone until a is started anew";
+        assert_eq!(status.matches(told).count(), 2, "{status}");
+        // It has both again, and who had no part in it noticed nothing.
+        assert_eq!(one.sh("a", "cat /device/from-host /stream/from-host")?, "hello\nhello");
+        assert_eq!(one.status()?["vm"]["pid"], machine);
+        drop(other.stdin.take());
+        assert!(other.wait()?.success());
+
+        let readers = hang(&["/device", "/stream"])?;
+        let said = one.try_say("shutdown --force")?;
+        let said = String::from_utf8_lossy(&said.stderr).into_owned();
+        assert!(!said.contains("power cut"), "{said}");
+        for mut reader in readers {
+            assert!(!reader.wait()?.success());
+        }
+        assert_eq!(one.sh("a", "cat /device/from-host /stream/from-host")?, "hello\nhello");
         one.finish()
     })
 }

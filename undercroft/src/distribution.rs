@@ -288,13 +288,15 @@ impl Distribution {
     /// Stops it: SIGTERM to its init, SIGKILL after the grace time; its file system is unmounted when this returns.
     /// Gives what did not go in order, a line each.
     pub fn terminate(&self, grace: Duration) -> Result<Vec<String>> {
+        self.terminate_or(grace, || ())
+    }
+
+    /// The same; `let_go` is called if its processes are still there some seconds after they were killed.
+    pub(crate) fn terminate_or(&self, grace: Duration, let_go: impl FnOnce()) -> Result<Vec<String>> {
         let guest = &self.inner.guest;
         let grace_ms = u32::try_from(grace.as_millis()).unwrap_or(u32::MAX);
-        let request = Command::Terminate { distribution: self.inner.id, grace_ms };
-        match guest.ask("stop the distribution", request, Some(grace + guest.limit(30)))? {
-            Done::Stopped { complaints } => Ok(complaints),
-            other => Err(wrong("stop the distribution", &other)),
-        }
+        let request = guest.send(Command::Terminate { distribution: self.inner.id, grace_ms })?;
+        request.stopped("stop the distribution", grace, guest.limit(30), let_go)
     }
 }
 

@@ -27,6 +27,8 @@ use crate::{
 
 /// What is waited for while a machine boots.
 pub const HELLO: &str = "mini-init's hello";
+/// What is killed gets this long to be gone before somebody asks what holds it.
+const KILLED: Duration = Duration::from_secs(5);
 
 /// mini-init, connected.
 #[derive(Debug)]
@@ -172,8 +174,30 @@ impl Pending {
         }
     }
 
-    pub(crate) fn wait(self, what: &'static str, limit: Option<Duration>) -> Result<Done> {
+    pub(crate) fn wait(&self, what: &'static str, limit: Option<Duration>) -> Result<Done> {
         self.board.wait("an answer of mini-init", limit, |state| self.look(what, state))
+    }
+
+    /// What came of a request to stop something, of what gets `grace` to end by itself. If even its being killed has no effect,
+    /// `let_go` sees to it that nothing holds it any more.
+    pub(crate) fn stopped(
+        &self,
+        what: &'static str,
+        grace: Duration,
+        limit: Duration,
+        let_go: impl FnOnce(),
+    ) -> Result<Vec<String>> {
+        let done = match self.wait(what, Some(grace + KILLED)) {
+            Err(Error::Timeout { .. }) => {
+                let_go();
+                self.wait(what, Some(limit))
+            }
+            done => done,
+        };
+        match done? {
+            Done::Stopped { complaints } => Ok(complaints),
+            other => Err(wrong(what, &other)),
+        }
     }
 }
 

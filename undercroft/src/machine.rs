@@ -226,6 +226,12 @@ impl Machine {
         self.folders.bring(&self.guest, distribution.id(), folder, &self.users)
     }
 
+    /// Stops a distribution as [`Distribution::terminate`] does, even one whose processes wait for a folder that does not answer.
+    pub fn terminate(&self, distribution: &Distribution, grace: Duration) -> Result<Vec<String>> {
+        let name = distribution.name();
+        distribution.terminate_or(grace, || self.folders.let_go(Some(name), name))
+    }
+
     /// Has everybody who reaches this address of the host's reach the same port of a distribution's, as long as it listens there
     /// and as what this gives lasts.
     pub fn publish(&self, distribution: &Distribution, at: Endpoint) -> Result<Publication> {
@@ -416,10 +422,13 @@ impl Machine {
     pub fn power_off(&self, grace: Duration) -> PowerOff {
         let grace_ms = u32::try_from(grace.as_millis()).unwrap_or(u32::MAX);
         let limit = self.guest.limit(10);
-        let asked = self.guest.ask("power off", Command::PowerOff { grace_ms }, Some(grace + limit));
+        let request = self.guest.send(Command::PowerOff { grace_ms });
+        let asked = request.and_then(|request| {
+            request.stopped("power off", grace, limit, || self.folders.let_go(None, "the virtual machine"))
+        });
         let (mut complaints, patience) = match asked {
-            Ok(Done::Stopped { complaints }) => (complaints, limit),
-            Ok(other) => (vec![wrong("power off", &other).to_string()], limit),
+            Ok(complaints) => (complaints, limit),
+            Err(error @ Error::WrongAnswer { .. }) => (vec![error.to_string()], limit),
             // The power may be off before the reply was read.
             Err(Error::Ended(ending)) if ending.cause == Cause::PowerOff => (Vec::new(), limit),
             Err(error) => (vec![error.to_string()], Duration::ZERO),

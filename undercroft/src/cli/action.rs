@@ -31,7 +31,10 @@ pub(crate) enum Action {
         list: Option<String>,
         json: bool,
     },
-    Terminate(String),
+    Terminate {
+        name: String,
+        force: bool,
+    },
     Shutdown {
         force: bool,
     },

@@ -107,6 +107,9 @@ enum Verb {
     Terminate {
         /// Which
         name: String,
+        /// At once, without waiting for its programs
+        #[arg(short, long)]
+        force: bool,
     },
     /// Stop every distribution and the virtual machine
     Shutdown {
@@ -320,7 +323,7 @@ fn action(verb: Verb) -> Action {
         Verb::Import { name, archive, making } => {
             Action::Import(Import { name: Some(name), origin: Origin::File(archive), list: None, making })
         }
-        Verb::Terminate { name } => Action::Terminate(name),
+        Verb::Terminate { name, force } => Action::Terminate { name, force },
         Verb::Shutdown { force } => Action::Shutdown { force },
         Verb::Unregister { name } => Action::Unregister(name),
         Verb::SetDefault { name } => Action::SetDefault(name),

@@ -54,7 +54,7 @@ pub(super) fn perform(action: Action) -> anyhow::Result<u8> {
         }
         Action::Import(what) => import(what)?,
         Action::Online { list, json } => online(list, json)?,
-        Action::Terminate(name) => ask(&Request::Terminate(name))?,
+        Action::Terminate { name, force } => ask(&Request::Terminate { name, force })?,
         Action::Shutdown { force } => {
             // If nothing runs, that is what was wanted.
             if let Some(client) = Client::if_running()? {

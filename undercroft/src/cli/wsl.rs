@@ -178,7 +178,7 @@ fn management(verb: &str, mut rest: Rest) -> Result<Option<Action>, String> {
         "--list" | "-l" => return list(rest).map(Some),
         "--status" => Action::Status { json: false, watch: false },
         "--version" | "-v" => Action::Version { style: Style::Wsl { verbose: false } },
-        "--terminate" | "-t" => Action::Terminate(rest.text(verb)?),
+        "--terminate" | "-t" => Action::Terminate { name: rest.text(verb)?, force: false },
         "--unregister" => Action::Unregister(rest.text(verb)?),
         "--set-default" | "-s" => Action::SetDefault(rest.text(verb)?),
         "--shutdown" => match rest.next() {

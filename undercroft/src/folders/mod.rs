@@ -278,6 +278,16 @@ impl Folders {
         })
     }
 
+    /// Ends the servers of a distribution that is to stop and does not, or of all: a process that waits for a folder's answer cannot
+    /// even be killed, until it gets one. `who` does not stop.
+    pub(crate) fn let_go(&self, distribution: Option<&str>, who: &str) {
+        for kept in lock(&self.kept).iter().filter(|kept| distribution.is_none_or(|name| kept.is_of(name))) {
+            if let Ok(server) = &kept.server {
+                server.end(format!("virtiofsd was killed because {who} did not stop while it ran"));
+            }
+        }
+    }
+
     pub(crate) fn status(&self) -> Vec<FolderStatus> {
         let pid = |kept: &Kept| kept.server.as_ref().ok().and_then(Server::pid);
         let status = |kept: &Kept| FolderStatus {

@@ -100,6 +100,13 @@ impl Server {
         }
     }
 
+    /// Ends it, which is told with this reason.
+    pub(super) fn end(&self, why: String) {
+        // Whoever ended first has said why.
+        let _ = self.shared.end.set(why);
+        self.shared.process.kill();
+    }
+
     /// Its process id, as long as it runs.
     pub(super) fn pid(&self) -> Option<u32> {
         self.shared.process.pid()

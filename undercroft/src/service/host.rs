@@ -24,9 +24,6 @@ use crate::{
     machine_config,
 };
 
-/// What distributions get to end by themselves when the machine stops.
-const GRACE: Duration = Duration::from_secs(10);
-
 impl Service {
     /// The machine; starts it if it does not run. Only one of several callers does, the others wait for it.
     pub(super) fn machine(self: &Arc<Self>) -> Result<Arc<Machine>> {
@@ -178,8 +175,7 @@ impl Service {
 
     /// Powers a machine off that has begun to stop.
     pub(super) fn power_off(&self, machine: &Machine, force: bool) -> Vec<String> {
-        let grace = if force { Duration::ZERO } else { GRACE * self.settings().patience.clamp(1, 4) };
-        let end = machine.power_off(grace);
+        let end = machine.power_off(self.grace(force));
         let mut complaints = end.complaints;
         if end.forced {
             let line =

@@ -18,7 +18,7 @@ use crate::{
     store::StoreError,
 };
 
-/// What a distribution gets to end by itself.
+/// What a distribution gets to end by itself, on hardware.
 const GRACE: Duration = Duration::from_secs(10);
 
 /// Somebody's use of a running distribution: it does not stop for idleness while there is one.
@@ -220,15 +220,25 @@ impl Service {
     /// Stops a distribution and waits until its disks are out. Gives what did not go in order, a line each; one that does not
     /// run is stopped already.
     pub(super) fn stop_distribution(&self, name: &str, reason: &str) -> Result<Vec<String>> {
-        self.stop(name, reason, false)
+        self.stop(name, reason, self.grace(false), false)
+    }
+
+    /// The same, at once: nobody is waited for.
+    pub(super) fn kill_distribution(&self, name: &str, reason: &str) -> Result<Vec<String>> {
+        self.stop(name, reason, self.grace(true), false)
     }
 
     /// The same, of one that was found idle, unless it is not any more.
     pub(super) fn stop_idle_distribution(&self, name: &str) -> Result<Vec<String>> {
-        self.stop(name, "it is idle", true)
+        self.stop(name, "it is idle", self.grace(false), true)
     }
 
-    fn stop(&self, name: &str, reason: &str, only_if_idle: bool) -> Result<Vec<String>> {
+    /// What a distribution gets to end by itself.
+    pub(super) fn grace(&self, force: bool) -> Duration {
+        if force { Duration::ZERO } else { GRACE * self.settings().patience.clamp(1, 4) }
+    }
+
+    fn stop(&self, name: &str, reason: &str, grace: Duration, only_if_idle: bool) -> Result<Vec<String>> {
         let live = {
             let mut state = self.lock();
             loop {
@@ -253,7 +263,7 @@ impl Service {
             }
         };
         eprintln!("stopping {name}: {reason}");
-        let stopped = live.distribution.terminate(GRACE * self.settings().patience.clamp(1, 4));
+        let stopped = live.machine.terminate(&live.distribution, grace);
         let complaints = match stopped {
             Ok(complaints) => complaints,
             // It has ended by itself, or with its machine.

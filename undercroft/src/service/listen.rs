@@ -180,9 +180,13 @@ impl Service {
             Request::Ports => self.ports(),
             Request::Import(import) => self.import(&import, stream)?,
             Request::Catalogue(list) => self.catalogue(list, stream)?,
-            Request::Terminate(name) => {
+            Request::Terminate { name, force } => {
+                const REASON: &str = "somebody asked for it";
                 let name = self.name(Some(&name))?;
-                Answer::Text(self.stop_distribution(&name, "somebody asked for it")?)
+                Answer::Text(match force {
+                    false => self.stop_distribution(&name, REASON)?,
+                    true => self.kill_distribution(&name, REASON)?,
+                })
             }
             Request::Shutdown { force } => Answer::Text(self.stop_machine(force)),
             Request::Unregister(name) => self.unregister(&name)?,

@@ -52,7 +52,12 @@ pub enum Request {
     /// What can be installed by name; `None` is WSL's list. Answered with [`Answer::Catalogue`].
     Catalogue(Option<String>),
     /// Stop a distribution.
-    Terminate(String),
+    Terminate {
+        /// Which.
+        name: String,
+        /// Without waiting for anybody.
+        force: bool,
+    },
     /// Stop everything, the virtual machine too.
     Shutdown {
         /// Without waiting for anybody.
