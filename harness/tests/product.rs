@@ -105,10 +105,18 @@ fn killed_at_any_moment() -> Outcome {
 
         one.sh("a", "echo 1 > /synced; sync")?;
         let vmm = one.status()?["vm"]["pid"].to_string();
-        kill(&one.service().expect("it runs").to_string())?;
+        let service = one.service().expect("it runs");
+        kill(&service.to_string())?;
         one.until("the VMM goes with its service", || {
             Ok(!std::path::Path::new(&format!("/proc/{vmm}")).exists())
         })?;
+        let next = one.try_say("run a cat /synced")?;
+        assert_eq!(text(&next.stdout), "1");
+        let told = text(&next.stderr);
+        assert!(
+            told.contains(&format!("warning: the service (process {service}) ended without a word")),
+            "{told}"
+        );
         assert_eq!(one.sh("a", "cat /synced; echo 2 > /synced; sync")?, "1");
 
         // A session that runs learns why, and the status tells afterwards.
@@ -213,6 +221,21 @@ fn it_is_set_up_before_the_first_shell() -> Outcome {
         let (status, screen) = first.end()?;
         assert_eq!(status.code(), Some(3), "{screen}");
         assert!(screen.contains("is=1000"), "{screen}");
+        assert_eq!(one.say("run Made-Up id -u")?, "1000");
+        // Its own file has the first word on who that is.
+        one.say_words([
+            "run",
+            "-u",
+            "0",
+            "Made-Up",
+            "sh",
+            "-c",
+            "printf '[user]\\ndefault=root\\n' > /etc/wsl.conf",
+        ])?;
+        one.say("terminate Made-Up")?;
+        assert_eq!(one.say("run Made-Up id -u")?, "0");
+        one.sh("Made-Up", "rm /etc/wsl.conf")?;
+        one.say("terminate Made-Up")?;
         assert_eq!(one.say("run Made-Up id -u")?, "1000");
 
         let mut shell = one.at_a_terminal("-d Made-Up")?;

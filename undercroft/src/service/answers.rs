@@ -109,8 +109,8 @@ impl Service {
         Some(Vm {
             pid,
             kernel: on.machine.hello().kernel.clone(),
-            cpus: self.settings().cpus(),
-            memory: self.settings().memory_mib() << 20,
+            cpus: on.settings.cpus(),
+            memory: on.settings.memory_mib() << 20,
             resident: resident(pid),
             up: on.since.elapsed().as_secs(),
             network: {

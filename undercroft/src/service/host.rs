@@ -45,21 +45,21 @@ impl Service {
         self.update(|state| {
             state.unused = Instant::now();
             state.host = match &started {
-                Ok(machine) => Host::On(On { machine: machine.clone(), since: Instant::now() }),
+                Ok(on) => Host::On(on.clone()),
                 Err(_) => {
                     state.asked.clear();
                     Host::Off
                 }
             };
         });
-        let machine = started?;
-        self.look_after(&machine, &self.settings())?;
+        let On { machine, settings, .. } = started?;
+        self.look_after(&machine, &settings)?;
         let (service, watched) = (self.clone(), machine.clone());
         spawn("machine", move || service.watch_machine(&watched))?;
         Ok(machine)
     }
 
-    fn start_machine(&self) -> Result<Arc<Machine>> {
+    fn start_machine(&self) -> Result<On> {
         let parts = Parts::find(self.settings().host.kernel.as_deref())?;
         let settings = self.settings();
         match probe() {
@@ -93,7 +93,7 @@ impl Service {
             Error::Timeout { what: HELLO, console, .. } => ServiceError::SlowBoot { limit, console }.into(),
             error => error,
         })?;
-        Ok(Arc::new(machine))
+        Ok(On { machine: Arc::new(machine), settings, since: Instant::now() })
     }
 
     /// What of the network is wanted. A device that cannot be had is no reason for there to be no machine.

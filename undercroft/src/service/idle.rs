@@ -189,6 +189,7 @@ mod tests {
             clients: 0,
             unused: now,
             quiet: now - Duration::from_secs(100),
+            untold: 0,
             notes: VecDeque::new(),
             asked: Vec::new(),
             closing: false,

@@ -127,6 +127,23 @@ impl Service {
         }
     }
 
+    /// Looks anew which distributions that run stay when they are idle.
+    pub(super) fn look_who_stays(&self) {
+        let running: Vec<_> = {
+            let state = self.lock();
+            let entries = state.distributions.values();
+            entries.filter_map(|entry| Some((entry.name.clone(), entry.live.clone()?))).collect()
+        };
+        for (name, live) in running {
+            let keep = self.keeps(&name, &live);
+            self.update(|state| {
+                if let Some(entry) = state.entry(&name) {
+                    entry.keep = keep;
+                }
+            });
+        }
+    }
+
     /// Whether it stays when it is idle: the host's file has the first word, then what was set, then its own wish.
     fn keeps(&self, name: &str, live: &Live) -> bool {
         let recorded =

@@ -2,7 +2,7 @@
 
 use std::{
     fs::{self, File, Permissions},
-    io::{self, Write},
+    io::{self, Read, Seek, Write},
     os::{
         fd::AsFd,
         unix::{
@@ -59,16 +59,16 @@ pub fn serve(paths: Paths) -> Result<()> {
 
 fn serve_with(paths: Paths, ready: impl FnOnce() -> io::Result<()>) -> Result<()> {
     paths.make()?;
-    let lock = File::options().create(true).truncate(false).write(true).open(paths.lock());
-    let lock = lock.map_err(|source| Error::File { what: "open", path: paths.lock(), source })?;
-    if flock(&lock, FlockOperation::NonBlockingLockExclusive).is_err() {
-        return Err(ServiceError::Second.into());
-    }
-    // For who must name it.
-    let _ = lock.set_len(0).and_then(|()| writeln!(&lock, "{}", std::process::id()));
+    let (_lock, killed) = Lock::take(&paths)?;
     room_for_descriptors();
     let settings = Settings::read(&paths);
     let service = Arc::new(Service::new(paths, settings)?);
+    if let Some(pid) = killed {
+        service.note(format!(
+            "the service (process {pid}) ended without a word, killed most likely, and its virtual machine with it, if it had \
+             one: what distributions had not synced is lost, as in a power cut"
+        ));
+    }
     let (listener, given) = listener(&service.paths)?;
     let failed = |what| move |source| Error::System { what, source };
     let mut signals = signal_hook::iterator::Signals::new([SIGTERM, SIGINT, SIGHUP])
@@ -106,6 +106,32 @@ fn serve_with(paths: Paths, ready: impl FnOnce() -> io::Result<()>) -> Result<()
     }
 }
 
+/// That there is one service. The file has its process id until it has ended in order.
+struct Lock(File);
+
+impl Lock {
+    /// Takes it; gives the process id of a service that had it and did not end in order, too.
+    fn take(paths: &Paths) -> Result<(Self, Option<u32>)> {
+        let failed = |source| Error::File { what: "open", path: paths.lock(), source };
+        let file = File::options().create(true).truncate(false).read(true).write(true).open(paths.lock());
+        let file = file.map_err(failed)?;
+        if flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
+            return Err(ServiceError::Second.into());
+        }
+        let killed = io::read_to_string((&file).take(20)).ok().and_then(|text| text.trim().parse().ok());
+        // For who must name it.
+        let written = file.set_len(0).and_then(|()| (&file).rewind());
+        let _ = written.and_then(|()| writeln!(&file, "{}", std::process::id()));
+        Ok((Self(file), killed))
+    }
+}
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        let _ = self.0.set_len(0);
+    }
+}
+
 /// Takes all the descriptors that it may have, for itself and the VMM, which inherits it: a session is three in each.
 fn room_for_descriptors() {
     let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
@@ -137,6 +163,8 @@ fn leave(paths: &Paths, given: bool) -> ! {
         // Its file is of no use to anybody.
         let _ = fs::remove_file(paths.socket());
     }
+    // It ends in order: the lock is held until the process is gone.
+    let _ = File::options().write(true).truncate(true).open(paths.lock());
     eprintln!("nobody needs the service any more");
     std::process::exit(0)
 }
@@ -148,7 +176,12 @@ impl Service {
             state.clients += 1;
             state.closing
         });
-        let outcome = if closing { Err(ServiceError::ShuttingDown.into()) } else { self.answer(stream) };
+        let mut tells = false;
+        let outcome =
+            if closing { Err(ServiceError::ShuttingDown.into()) } else { self.answer(stream, &mut tells) };
+        if tells {
+            self.tell_notes(stream);
+        }
         let last = match outcome {
             Ok(Some(answer)) => Some(Event::Done(answer)),
             Ok(None) => None,
@@ -164,8 +197,8 @@ impl Service {
         });
     }
 
-    /// Carries out what a client asks; `None` if it was told all already.
-    fn answer(self: &Arc<Self>, mut stream: &UnixStream) -> Result<Option<Answer>> {
+    /// Carries out what a client asks; `None` if it was told all already. Whether it is one that shows warnings goes to `tells`.
+    fn answer(self: &Arc<Self>, mut stream: &UnixStream, tells: &mut bool) -> Result<Option<Answer>> {
         let own = rustix::process::geteuid().as_raw();
         let peer = rustix::net::sockopt::socket_peercred(stream.as_fd());
         let peer = peer.map_err(|error| Error::System { what: "ask who connected", source: error.into() })?;
@@ -173,6 +206,8 @@ impl Service {
             return Err(ServiceError::Stranger(peer.uid.as_raw(), own).into());
         }
         let request: Request = read_frame(&mut stream).map_err(ServiceError::Wire)?;
+        // Who runs something is told before that has the terminal.
+        *tells = !matches!(request, Request::Run(_) | Request::List | Request::Status | Request::Ports);
         Ok(Some(match request {
             Request::Run(run) => return self.run(run, stream).map(|()| None),
             Request::List => Answer::List(self.list()?),
@@ -204,5 +239,33 @@ impl Service {
                 self.configure(&name, default_uid, keep_alive)?
             }
         }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_ends_without_a_word_is_known() {
+        let folder = tempfile::tempdir().unwrap();
+        let below = |name: &str| folder.path().join(name);
+        let paths = Paths {
+            runtime: below("run"),
+            data: below("data"),
+            state: below("state"),
+            cache: below("cache"),
+            configuration: below(".wslconfig"),
+        };
+        paths.make().unwrap();
+        let (lock, killed) = Lock::take(&paths).unwrap();
+        assert_eq!(killed, None);
+        assert!(Lock::take(&paths).is_err(), "there is one");
+        drop(lock);
+        assert_eq!(Lock::take(&paths).unwrap().1, None, "it ended in order");
+        fs::write(paths.lock(), "1234567\n").unwrap();
+        assert_eq!(Lock::take(&paths).unwrap().1, Some(1_234_567));
+        fs::write(paths.lock(), "not a number").unwrap();
+        assert_eq!(Lock::take(&paths).unwrap().1, None);
     }
 }

@@ -69,10 +69,15 @@ impl Service {
         if let Some(directory) = run.directory.or_else(|| Some(shared()?.into_os_string().into_vec())) {
             program = program.directory(directory);
         }
-        let recorded = || self.store.distribution(&name).ok().flatten()?.settings.default_uid;
+        // Its own file has the first word: its init goes by that if it is told nothing.
+        let recorded = || match distribution.default_user() {
+            Some(_) => None,
+            None => self.store.distribution(&name).ok().flatten()?.settings.default_uid,
+        };
         if let Some(user) = run.user.or_else(|| recorded().map(|uid| uid.to_string())) {
             program = program.user(user);
         }
+        self.tell_notes(stream);
         let session = match run.terminal {
             Some(size) => distribution.exec_terminal(&program, size),
             None => distribution.exec(&program, Pipes::ALL),

@@ -64,12 +64,12 @@ impl Current {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).1.clone()
     }
 
-    /// Looks whether the file has changed; tells what that means, a line each.
-    pub(super) fn refresh(&self, paths: &Paths) -> Vec<String> {
+    /// Looks whether the file has changed; if so, tells what that means, a line each.
+    pub(super) fn refresh(&self, paths: &Paths) -> Option<Vec<String>> {
         let now = changed(&paths.configuration);
         let mut current = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if current.0 == now {
-            return Vec::new();
+            return None;
         }
         let new = Settings::read(paths);
         let mut lines: Vec<_> = new.file.warnings.iter().map(ToString::to_string).collect();
@@ -86,7 +86,7 @@ impl Current {
             }
         }
         *current = (now, Arc::new(new));
-        lines
+        Some(lines)
     }
 }
 

@@ -2,14 +2,17 @@
 
 use std::{
     collections::{BTreeMap, VecDeque},
+    os::unix::net::UnixStream,
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
+use undercroft_protocol::write_frame;
+
 use super::{
     paths::Paths,
     settings::{Current, Settings},
-    wire::Doing,
+    wire::{Doing, Event},
 };
 use crate::{Distribution, Machine, Store, error::Result, folders::Asked, store::Attached};
 
@@ -39,6 +42,8 @@ pub(super) struct State {
     /// Since when there is no client: to look at it keeps the service, and not the machine.
     pub(super) quiet: Instant,
     pub(super) notes: VecDeque<String>,
+    /// How many of the last ones nobody was told yet.
+    pub(super) untold: usize,
     /// What the machine that runs, or the next one, shares of the host's folders because somebody asked.
     pub(super) asked: Vec<Asked>,
     /// The service takes no more requests.
@@ -58,6 +63,8 @@ pub(super) enum Host {
 #[derive(Debug, Clone)]
 pub(super) struct On {
     pub(super) machine: Arc<Machine>,
+    /// As they were when it was started.
+    pub(super) settings: Arc<Settings>,
     pub(super) since: Instant,
 }
 
@@ -92,7 +99,8 @@ impl Service {
     pub(super) fn new(paths: Paths, settings: Settings) -> Result<Self> {
         let store = Store::open(&paths.data)?;
         let cleared = store.cleared().iter().map(ToString::to_string);
-        let notes = cleared.chain(settings.file.warnings.iter().map(ToString::to_string)).collect();
+        let notes: VecDeque<_> =
+            cleared.chain(settings.file.warnings.iter().map(ToString::to_string)).collect();
         let settings = Current::new(settings, &paths.configuration);
         let state = State {
             host: Host::Off,
@@ -100,6 +108,7 @@ impl Service {
             clients: 0,
             unused: Instant::now(),
             quiet: Instant::now(),
+            untold: notes.len(),
             notes,
             asked: Vec::new(),
             closing: false,
@@ -114,8 +123,17 @@ impl Service {
 
     /// Looks whether the configuration has changed; notes what that means.
     pub(super) fn refresh(&self) {
-        for line in self.settings.refresh(&self.paths) {
+        let Some(lines) = self.settings.refresh(&self.paths) else { return };
+        for line in lines {
             self.note(line);
+        }
+        self.look_who_stays();
+        let machine = match &self.lock().host {
+            Host::On(on) => Some(on.machine.clone()),
+            _ => None,
+        };
+        if let Some(machine) = machine {
+            self.give_memory_back(&machine);
         }
         // Idle times may be others now.
         self.changed.notify_all();
@@ -154,7 +172,21 @@ impl Service {
                 state.notes.pop_front();
             }
             state.notes.push_back(line);
+            state.untold = (state.untold + 1).min(NOTES);
         });
+    }
+
+    /// Tells a client what was noted and nobody was told yet: whoever comes first after something has happened learns of it, and
+    /// `status` shows it to everybody else.
+    pub(super) fn tell_notes(&self, mut stream: &UnixStream) {
+        let lines: Vec<_> = self.update(|state| {
+            let told = state.notes.len() - std::mem::take(&mut state.untold);
+            state.notes.iter().skip(told).cloned().collect()
+        });
+        for line in lines {
+            // Who has gone does not hear it.
+            let _ = write_frame(&mut stream, &Event::Warning(line));
+        }
     }
 
     /// How long something may take that takes so many seconds on hardware.

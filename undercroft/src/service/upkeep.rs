@@ -34,20 +34,37 @@ impl Service {
     ) -> Result<()> {
         let (service, machine, settings) = (self.clone(), machine.clone(), settings.clone());
         let looking = move || {
+            // Until somebody asks for it, nothing is given back.
+            if settings.host.auto_memory_reclaim != AutoMemoryReclaim::Disabled {
+                service.give_memory_back(&machine);
+            }
             for (what, done) in [
-                ("giving memory back", reclaim(&machine, &settings)),
                 ("swap", swap(&machine, &settings, &service.paths.state)),
                 ("compressed swap", zram(&machine, &settings)),
             ] {
-                if let Err(error) = done
-                    && machine.end().is_none()
-                {
-                    service.note(format!("{what}: {}", chain(&error)));
-                }
+                service.note_failure(&machine, what, done);
             }
             service.follow_the_clock(&machine);
         };
         spawn("upkeep", looking).map(drop)
+    }
+
+    /// Has the machine give memory back as the configuration wants it now.
+    pub(super) fn give_memory_back(&self, machine: &Machine) {
+        let mode = match self.settings().host.auto_memory_reclaim {
+            AutoMemoryReclaim::Disabled => ReclaimMode::Disabled,
+            AutoMemoryReclaim::DropCache => ReclaimMode::DropCache,
+            AutoMemoryReclaim::Gradual => ReclaimMode::Gradual,
+        };
+        self.note_failure(machine, "giving memory back", machine.reclaim(Reclaim::new(mode)));
+    }
+
+    fn note_failure(&self, machine: &Machine, what: &str, done: Result<()>) {
+        if let Err(error) = done
+            && machine.end().is_none()
+        {
+            self.note(format!("{what}: {}", chain(&error)));
+        }
     }
 
     fn follow_the_clock(&self, machine: &Arc<Machine>) {
@@ -69,15 +86,6 @@ impl Service {
             }
         }
     }
-}
-
-fn reclaim(machine: &Machine, settings: &Settings) -> Result<()> {
-    let mode = match settings.host.auto_memory_reclaim {
-        AutoMemoryReclaim::Disabled => return Ok(()),
-        AutoMemoryReclaim::DropCache => ReclaimMode::DropCache,
-        AutoMemoryReclaim::Gradual => ReclaimMode::Gradual,
-    };
-    machine.reclaim(Reclaim::new(mode))
 }
 
 fn swap(machine: &Machine, settings: &Settings, folder: &Path) -> Result<()> {

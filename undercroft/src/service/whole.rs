@@ -173,14 +173,16 @@ impl Service {
             settings.default_uid = default_uid.or(settings.default_uid);
             settings.keep_alive = keep_alive.unwrap_or(settings.keep_alive);
         })?;
-        if let Some(keep) = keep_alive {
-            self.update(|state| {
-                if let Some(entry) = state.entry(&name) {
-                    entry.keep = keep;
-                }
-            });
+        if keep_alive.is_some() {
+            self.look_who_stays();
         }
-        Ok(Answer::Nothing)
+        let live = self.update(|state| state.entry(&name)?.live.clone());
+        let own = live.filter(|_| default_uid.is_some()).and_then(|live| live.distribution.default_user());
+        Ok(own.map_or(Answer::Nothing, |own| {
+            Answer::Text(vec![format!(
+                "{name} has {own} for its default user in its own /etc/wsl.conf, and that counts for as long as it is there"
+            )])
+        }))
     }
 
     /// Does something that tells bytes done and of how many, as long as the client is there.
