@@ -296,7 +296,7 @@ impl Distribution {
         let guest = &self.inner.guest;
         let grace_ms = u32::try_from(grace.as_millis()).unwrap_or(u32::MAX);
         let request = guest.send(Command::Terminate { distribution: self.inner.id, grace_ms })?;
-        request.stopped("stop the distribution", grace, guest.limit(30), let_go)
+        request.stopped("stop the distribution", (grace, guest.limit(30)), || false, let_go)
     }
 }
 

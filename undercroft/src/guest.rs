@@ -178,22 +178,23 @@ impl Pending {
         self.board.wait("an answer of mini-init", limit, |state| self.look(what, state))
     }
 
-    /// What came of a request to stop something, of what gets `grace` to end by itself. If even its being killed has no effect,
-    /// `let_go` sees to it that nothing holds it any more.
+    /// What came of a request to stop something, of what gets `grace` to end by itself. It is waited for as long as it
+    /// `is_at_it`, by and by a look; if even its being killed has no effect, `let_go` sees to it that nothing holds it any more.
     pub(crate) fn stopped(
         &self,
         what: &'static str,
-        grace: Duration,
-        limit: Duration,
+        (grace, limit): (Duration, Duration),
+        mut is_at_it: impl FnMut() -> bool,
         let_go: impl FnOnce(),
     ) -> Result<Vec<String>> {
-        let done = match self.wait(what, Some(grace + KILLED)) {
-            Err(Error::Timeout { .. }) => {
-                let_go();
-                self.wait(what, Some(limit))
-            }
-            done => done,
-        };
+        let mut done = self.wait(what, Some(grace + KILLED));
+        while matches!(done, Err(Error::Timeout { .. })) && is_at_it() {
+            done = self.wait(what, Some(KILLED));
+        }
+        if let Err(Error::Timeout { .. }) = done {
+            let_go();
+            done = self.wait(what, Some(limit));
+        }
         match done? {
             Done::Stopped { complaints } => Ok(complaints),
             other => Err(wrong(what, &other)),

@@ -46,6 +46,8 @@ pub use crate::{guest::HELLO, vmm::Stopper};
 const LUNS: u16 = 256;
 /// The longest path of a unix socket, in bytes (unix(7), `sun_path` with its final zero).
 const SUN_PATH: usize = 107;
+/// A guest that writes and writes is powered off after this time all the same.
+const FLUSH: Duration = Duration::from_secs(600);
 
 /// What a utility VM is made of.
 #[derive(Debug, Clone)]
@@ -418,13 +420,21 @@ impl Machine {
     }
 
     /// Stops every distribution (each gets the grace time to end by itself), unmounts, and powers off. What does not
-    /// end in time is killed. Of a machine that has ended nothing is left to do.
+    /// end in time is killed; but as long as there is something left to write, there is time, unless there is no grace. Of a machine that has ended nothing is left to do.
     pub fn power_off(&self, grace: Duration) -> PowerOff {
         let grace_ms = u32::try_from(grace.as_millis()).unwrap_or(u32::MAX);
         let limit = self.guest.limit(10);
         let request = self.guest.send(Command::PowerOff { grace_ms });
+        // Gigabytes may be still to be written, by a disk that is slow: as long as something is, it is waited for.
+        let (started, mut before) = (Instant::now(), None);
+        let writes = || {
+            let now = self.statistics().ok().map(|statistics| statistics.disk_writes);
+            let more = now.is_some() && std::mem::replace(&mut before, now) != now;
+            more && !grace.is_zero() && started.elapsed() < FLUSH
+        };
         let asked = request.and_then(|request| {
-            request.stopped("power off", grace, limit, || self.folders.let_go(None, "the virtual machine"))
+            let let_go = || self.folders.let_go(None, "the virtual machine");
+            request.stopped("power off", (grace, limit), writes, let_go)
         });
         let (mut complaints, patience) = match asked {
             Ok(complaints) => (complaints, limit),

@@ -17,8 +17,8 @@ use nix::{
 };
 use rustix::process::Pid;
 
-/// Lets the program keep these file descriptors, be killed when the thread that starts it ends, and begin with no
-/// signal blocked. The descriptors must stay open until it has been started.
+/// Lets the program keep these file descriptors, be killed when the thread that starts it ends, and begin with those signals
+/// blocked that are for this process, and no others. The descriptors must stay open until it has been started.
 pub(crate) fn prepare(command: &mut Command, keep: Vec<RawFd>) {
     let parent = rustix::process::getpid();
     let after_fork = move || after_fork(&keep, parent);
@@ -42,7 +42,13 @@ fn after_fork(keep: &[RawFd], parent: Pid) -> io::Result<()> {
         let fd = unsafe { BorrowedFd::borrow_raw(fd) };
         fcntl(fd, FcntlArg::F_SETFD(FdFlag::empty()))?;
     }
-    sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None)?;
+    // Who ends a session or a unit sends these to all of it at once (systemd.kill(5), KillMode=control-group). This process stops
+    // what runs in its order then; a machine, network or folder that went by itself would be a power cut for the distributions.
+    let mut ours = SigSet::empty();
+    ours.add(Signal::SIGINT);
+    ours.add(Signal::SIGTERM);
+    ours.add(Signal::SIGHUP);
+    sigprocmask(SigmaskHow::SIG_SETMASK, Some(&ours), None)?;
     nix::sys::prctl::set_pdeathsig(Signal::SIGKILL)?;
     // The parent may have died before the kernel knew that it matters.
     if rustix::process::getppid() != Some(parent) {

@@ -131,6 +131,8 @@ pub struct Statistics {
     pub vcpus: Vec<Exits>,
     /// Its memory.
     pub memory: Memory,
+    /// Writes and flushes that its disks have carried out.
+    pub disk_writes: u64,
 }
 
 /// The guest's memory, in bytes.

@@ -23,6 +23,7 @@ use crate::memory::Growth;
 use crate::slots::Slots;
 use crate::supervise::{self, Input};
 use crate::vcpu::{self, Counters, Exits, Vcpu};
+use crate::virtio::disk::writes;
 use crate::virtio::mem::MemControl;
 use crate::{boot, memory};
 
@@ -305,6 +306,7 @@ impl Machine {
             exits: vcpus.iter().copied().fold(Exits::default(), std::ops::Add::add),
             vcpus,
             memory: Memory { boot: self.boot_memory, plugged, requested },
+            disk_writes: writes(),
         }
     }
 

@@ -40,9 +40,12 @@ fn main() -> ExitCode {
 
 fn run(config: MachineConfig) -> Result<undercroft_vmm::End, undercroft_vmm::Error> {
     more_descriptors();
-    let seccomp = config.seccomp;
+    let (seccomp, is_steered) = (config.seccomp, config.control_fd.is_some());
     let mut machine = Machine::new(config)?;
-    machine.end_on_signals()?;
+    // Whoever steers it ends it, by request or SIGKILL, and has its own reasons not to before its guest was told.
+    if !is_steered {
+        machine.end_on_signals()?;
+    }
     let running = machine.start()?;
     confine::enter(confine::ThreadKind::Main, seccomp)?;
     running.wait()

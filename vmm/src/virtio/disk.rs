@@ -9,7 +9,7 @@ use std::io::{self, Seek, SeekFrom};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use vm_memory::GuestMemoryMmap;
@@ -28,6 +28,14 @@ pub const SERIAL_LENGTH: usize = 20;
 
 /// Zeros for files whose filesystem cannot make them itself.
 static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
+
+/// Requests that disks of this process have carried out, of those that change something.
+static WRITES: AtomicU64 = AtomicU64::new(0);
+
+/// How often disks of this process were written to or flushed so far: as long as it grows, a guest is at it.
+pub(crate) fn writes() -> u64 {
+    WRITES.load(Ordering::Relaxed)
+}
 
 /// Why a disk cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -248,7 +256,8 @@ impl Disk {
         Ok(match &self.uncached {
             Some(uncached) => uncached.write(&self.file, memory, &buffers, offset),
             None => guest_io::write_all_at(&self.file, memory, buffers, offset),
-        }?)
+        }
+        .inspect(|()| _ = WRITES.fetch_add(1, Ordering::Relaxed))?)
     }
 
     /// Makes everything durable that was written.
@@ -260,6 +269,7 @@ impl Disk {
             return Ok(());
         }
         self.file.sync_data()?;
+        WRITES.fetch_add(1, Ordering::Relaxed);
         if let Some(uncached) = &self.uncached {
             uncached.flushed(&self.file);
         }
