@@ -99,21 +99,24 @@ impl State {
             InitEvent::Configured { keep_alive, user } => {
                 (known.keep_alive, known.user) = (keep_alive, user);
             }
-            InitEvent::Ready { marks, warnings } => {
+            // Once each: what says it again is no init of ours.
+            InitEvent::Ready { marks, warnings } if !known.ready => {
                 known.ready = true;
-                self.marks.extend(marks.into_iter().take(MARKS).map(|mark| ("init", mark)));
-                self.warnings.extend(warnings.into_iter().take(WARNINGS));
+                let marks = marks.into_iter().filter(is_short).take(MARKS);
+                self.marks.extend(marks.map(|mark| ("init", mark)));
+                self.warnings.extend(warnings.into_iter().take(WARNINGS).map(short));
             }
+            InitEvent::Ready { .. } => {}
             InitEvent::Started { session, pid, mark } => {
-                if let Some(s) = known.sessions.get_mut(&session) {
+                if let Some(s) = known.sessions.get_mut(&session).filter(|s| s.started.is_none()) {
                     s.started = Some(Ok(pid));
-                    if self.marks.len() < MARKS * 8 {
+                    if self.marks.len() < MARKS * 8 && is_short(&mark) {
                         self.marks.push(("session", mark));
                     }
                 }
             }
             InitEvent::NotStarted { session, error } => {
-                if let Some(s) = known.sessions.get_mut(&session) {
+                if let Some(s) = known.sessions.get_mut(&session).filter(|s| s.started.is_none()) {
                     s.started = Some(Err(error));
                 }
             }
@@ -126,6 +129,17 @@ impl State {
             }
         }
     }
+}
+
+/// The longest name and line that are kept of what a distribution says, in characters.
+const LONGEST: usize = 500;
+
+fn is_short(mark: &Mark) -> bool {
+    mark.name.len() <= LONGEST
+}
+
+fn short(line: String) -> String {
+    if line.len() <= LONGEST { line } else { line.chars().take(LONGEST).collect() }
 }
 
 /// The most marks and warnings kept of one message: a hostile init cannot fill the host's memory with them.

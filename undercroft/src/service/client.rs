@@ -17,6 +17,7 @@ use undercroft_protocol::{FrameError, read_frame, session::ExitStatus, write_fra
 
 use super::{
     error::ServiceError,
+    greeting::write_request,
     paths::{Paths, rotate},
     wire::{Answer, Event, Request, Run, receive_descriptors, send_descriptors},
 };
@@ -121,7 +122,7 @@ impl Client {
         loop {
             tries += 1;
             let mut connection = self.connect()?;
-            let sent = write_frame(&mut connection, request).and_then(|()| match stream {
+            let sent = write_request(&connection, request).and_then(|()| match stream {
                 None => Ok(()),
                 Some(stream) => send_descriptors(&connection, &[stream.as_fd()])
                     .map_err(|error| io::Error::other(error).into()),

@@ -53,9 +53,16 @@ impl Service {
             };
         });
         let On { machine, settings, .. } = started?;
-        self.look_after(&machine, &settings)?;
         let (service, watched) = (self.clone(), machine.clone());
-        spawn("machine", move || service.watch_machine(&watched))?;
+        let looked_after = self
+            .look_after(&machine, &settings)
+            .and_then(|()| spawn("machine", move || service.watch_machine(&watched)));
+        if let Err(error) = looked_after {
+            // Nobody would take note of its end.
+            machine.power_off(Duration::ZERO);
+            self.update(|state| state.host = Host::Off);
+            return Err(error);
+        }
         Ok(machine)
     }
 
@@ -79,6 +86,8 @@ impl Service {
         }
         let console = settings.host.debug_console_log_file.clone().unwrap_or_else(|| self.paths.console());
         rotate(&console);
+        // The lock is not held while the store is asked.
+        let asked = self.lock().asked.clone();
         let options = MachineOptions {
             vmm: parts.vmm,
             config,
@@ -86,7 +95,7 @@ impl Service {
             console_log: Some(console),
             patience: settings.patience,
             network: self.network(&settings),
-            folders: crate::folders::wanted(&settings, &self.store, &self.lock().asked),
+            folders: crate::folders::wanted(&settings, &self.store, &asked),
         };
         let limit = settings.host.kernel_boot_timeout * settings.patience;
         let machine = Machine::start_within(options, limit, |_| ()).map_err(|error| match error {

@@ -11,15 +11,16 @@ use std::{
         },
     },
     sync::Arc,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use rustix::fs::{FlockOperation, flock};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
-use undercroft_protocol::{read_frame, write_frame};
+use undercroft_protocol::write_frame;
 
 use super::{
     error::ServiceError,
+    greeting::read_request,
     paths::Paths,
     settings::Settings,
     state::Service,
@@ -78,7 +79,9 @@ fn serve_with(paths: Paths, ready: impl FnOnce() -> io::Result<()>) -> Result<()
         if let Some(signal) = signals.forever().next() {
             eprintln!("signal {signal}: shutting down");
             stopped.update(|state| state.closing = true);
-            stopped.stop_machine(false);
+            for complaint in stopped.stop_machine(false) {
+                eprintln!("{complaint}");
+            }
             leave(&stopped.paths, given)
         }
     })?;
@@ -94,16 +97,20 @@ fn serve_with(paths: Paths, ready: impl FnOnce() -> io::Result<()>) -> Result<()
         match listener.accept() {
             Ok((stream, _)) => {
                 let service = service.clone();
-                spawn("client", move || service.client(&stream))?;
+                if let Err(error) = spawn("client", move || service.client(&stream)) {
+                    busy(&chain(&error));
+                }
             }
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => {
-                // Out of descriptors, most likely: those who are connected are served on.
-                eprintln!("cannot accept a connection: {error}");
-                std::thread::sleep(std::time::Duration::from_millis(100));
-            }
+            Err(error) => busy(&error.to_string()),
         }
     }
+}
+
+/// Out of descriptors or threads, most likely: those who are connected are served on, and may leave some.
+fn busy(why: &str) {
+    eprintln!("cannot serve one more connection: {why}");
+    std::thread::sleep(Duration::from_millis(100));
 }
 
 /// That there is one service. The file has its process id until it has ended in order.
@@ -198,14 +205,14 @@ impl Service {
     }
 
     /// Carries out what a client asks; `None` if it was told all already. Whether it is one that shows warnings goes to `tells`.
-    fn answer(self: &Arc<Self>, mut stream: &UnixStream, tells: &mut bool) -> Result<Option<Answer>> {
+    fn answer(self: &Arc<Self>, stream: &UnixStream, tells: &mut bool) -> Result<Option<Answer>> {
         let own = rustix::process::geteuid().as_raw();
         let peer = rustix::net::sockopt::socket_peercred(stream.as_fd());
         let peer = peer.map_err(|error| Error::System { what: "ask who connected", source: error.into() })?;
         if peer.uid.as_raw() != own {
             return Err(ServiceError::Stranger(peer.uid.as_raw(), own).into());
         }
-        let request: Request = read_frame(&mut stream).map_err(ServiceError::Wire)?;
+        let request = read_request(stream).map_err(ServiceError::Wire)?;
         // Who runs something is told before that has the terminal.
         *tells = !matches!(request, Request::Run(_) | Request::List | Request::Status | Request::Ports);
         Ok(Some(match request {

@@ -4,6 +4,7 @@
 //! | --- | --- |
 //! | [`wire`] | what the command line and the service say to each other |
 //! | `client` | the command line's side: finds the service, or starts it |
+//! | `greeting` | a request, and before it which version's it is |
 //! | `listen` | the service's side: the socket, who may connect, one thread a connection |
 //! | `state` | what runs, under one lock |
 //! | `host` | the virtual machine: started when it is needed |
@@ -24,6 +25,7 @@ mod bring;
 mod client;
 pub mod error;
 mod folders;
+mod greeting;
 mod host;
 mod idle;
 mod jobs;
