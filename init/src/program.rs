@@ -139,6 +139,9 @@ fn execute(program: &Program, user: &User, environment: Vec<(Vec<u8>, Vec<u8>)>)
     let (file, arguments) = match program {
         // The dash makes it a login shell (bash(1), INVOCATION).
         Program::LoginShell => (shell.to_vec(), vec![[b"-", shell_name].concat()]),
+        Program::LoginCommand(line) => {
+            (shell.to_vec(), vec![[b"-", shell_name].concat(), b"-c".to_vec(), line.clone()])
+        }
         Program::ShellCommand(line) => {
             (shell.to_vec(), vec![shell_name.to_vec(), b"-c".to_vec(), line.clone()])
         }

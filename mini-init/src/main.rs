@@ -32,6 +32,7 @@ mod signal;
 mod swap;
 mod swap_call;
 mod unpack;
+mod usage;
 
 use undercroft_guest::host;
 use undercroft_protocol::{Opening, opening::GuestHello};

@@ -32,7 +32,7 @@ use crate::{
     jobs::{self, Job, Purpose, Word},
     launch, log, modprobe, network, power,
     reclaim::{self, Reclaimer, Sample},
-    swap,
+    swap, usage,
 };
 
 /// What the distributions get when the host is gone: enough to write what they have in mind.
@@ -197,6 +197,10 @@ impl Server {
             Command::Reclaim(settings) => {
                 self.reclaimer.configure(settings, Instant::now());
                 return self.answer(id, Ok(Done::Nothing));
+            }
+            Command::Usage => {
+                let usage = usage::take(self.distributions.keys().copied());
+                return self.answer(id, Ok(Done::Usage(usage)));
             }
             Command::SwapOn(what) => work(&|| swap::on(&what)),
             Command::SetTime { realtime_ns, tolerance_ms } => {

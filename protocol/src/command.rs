@@ -95,6 +95,8 @@ pub enum Command {
     /// Mount a folder of the host's in a distribution that runs: answered with [`Done::Nothing`] when it is in its place. It is
     /// there until the distribution stops, or the stream with this token ends.
     Share(Share),
+    /// Say what is used now. Answered with [`Done::Usage`].
+    Usage,
 }
 
 /// Giving back memory that the distributions use as a cache, when the machine has nothing to do.
@@ -332,6 +334,36 @@ pub enum Done {
     },
     /// [`Command::Export`].
     Exported(Exported),
+    /// [`Command::Usage`].
+    Usage(Usage),
+}
+
+/// What the machine and its distributions use at a moment.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Usage {
+    /// Bytes of memory that the kernel has to give away (proc_meminfo(5), MemTotal).
+    pub memory: u64,
+    /// Bytes of it that programs can still have, what is only a cache included (MemAvailable).
+    pub available: u64,
+    /// Bytes of swap (SwapTotal).
+    pub swap: u64,
+    /// Bytes of it that are free (SwapFree).
+    pub swap_free: u64,
+    /// Those that run.
+    pub distributions: Vec<DistributionUsage>,
+}
+
+/// What one distribution uses at a moment, by its cgroup (Documentation/admin-guide/cgroup-v2.rst).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DistributionUsage {
+    /// [`Launch::id`].
+    pub distribution: u32,
+    /// Bytes of memory that only its end gives back: `memory.current` without the files' cache.
+    pub memory: u64,
+    /// Bytes of files that it read or wrote first, and that the kernel remembers (`file` without `shmem` in `memory.stat`).
+    pub cache: u64,
+    /// Microseconds of CPU time since it was started (`usage_usec` in `cpu.stat`).
+    pub cpu_us: u64,
 }
 
 /// What an export packed.

@@ -59,6 +59,8 @@ pub enum Program {
     ShellCommand(Vec<u8>),
     /// A program and its arguments, found in PATH, without a shell. The first is the program.
     Argv(Vec<Vec<u8>>),
+    /// As [`ShellCommand`](Self::ShellCommand), through a login shell: what the user's profile sets is there.
+    LoginCommand(Vec<u8>),
 }
 
 /// A session's input and output. For each token init's relay opens one stream to the host.

@@ -7,8 +7,9 @@ use serde::Serialize;
 use undercroft_protocol::{
     Opening, Token, VERSION,
     command::{
-        Command, DiskAddress, Done, Event, Export, Exported, Failure, FailureKind, Folder, Import, Imported,
-        Launch, Limits, Reclaim, ReclaimMode, Reply, Request, Root, Share, Swap, Users,
+        Command, DiskAddress, DistributionUsage, Done, Event, Export, Exported, Failure, FailureKind, Folder,
+        Import, Imported, Launch, Limits, Reclaim, ReclaimMode, Reply, Request, Root, Share, Swap, Usage,
+        Users,
     },
     frame::encode,
     network::{
@@ -130,6 +131,7 @@ fn the_bytes_of_each_message() {
                 hosts: vec![Host { address: [10, 0, 0, 1].into(), name: "host.internal".into() }],
             }),
         ),
+        ("usage", Command::Usage),
         ("relay", Command::Relay { token }),
         ("resolver", Command::Resolver { token, address: [169, 254, 0, 53].into() }),
         (
@@ -150,6 +152,16 @@ fn the_bytes_of_each_message() {
         ("launched", Done::Launched { pid: 7, marks: vec![mark.clone()] }),
         ("stopped", Done::Stopped { complaints: vec!["c".into()] }),
         ("clock", Done::Clock { behind_ns: -3 }),
+        (
+            "usage",
+            Done::Usage(Usage {
+                memory: 1 << 30,
+                available: 1 << 29,
+                swap: 4096,
+                swap_free: 1,
+                distributions: vec![DistributionUsage { distribution: 3, memory: 5, cache: 6, cpu_us: 7 }],
+            }),
+        ),
         ("exported", Done::Exported(Exported { entries: 1, bytes: 2, warnings: vec!["w".into()] })),
     ] {
         line(o, &format!("reply {name}"), &Reply { id: 5, outcome: Ok(done) });
@@ -196,6 +208,7 @@ fn the_bytes_of_each_message() {
     };
     line(o, "exec login", &exec(Program::LoginShell, Stdio::Terminal { stream: token, size }));
     let pipes = Stdio::Pipes { stdin: None, stdout: Some(token), stderr: Some(token) };
+    line(o, "exec login shell", &exec(Program::LoginCommand(b"true".to_vec()), pipes.clone()));
     line(o, "exec shell", &exec(Program::ShellCommand(b"true".to_vec()), pipes.clone()));
     line(o, "exec argv", &exec(Program::Argv(vec![b"id".to_vec()]), pipes));
     line(o, "signal", &InitRequest::Signal { session: 9, signal: 2 });

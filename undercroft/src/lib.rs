@@ -79,7 +79,7 @@ pub use signals::Signals;
 pub use store::Store;
 pub use timeline::Timeline;
 pub use undercroft_protocol::{
-    command::{DiskAddress, Exported, Imported, Limits, Reclaim, ReclaimMode, Root},
+    command::{DiskAddress, Exported, Imported, Limits, Reclaim, ReclaimMode, Root, Usage},
     session::{ExitStatus, WindowSize},
 };
 

@@ -12,7 +12,7 @@ use rustix::{
     fs::{FlockOperation, flock},
     time::{ClockId, clock_gettime},
 };
-use undercroft_protocol::command::{Command, DiskAddress, Done, Reclaim, Swap};
+use undercroft_protocol::command::{Command, DiskAddress, Done, Reclaim, Swap, Usage};
 
 use crate::{
     error::{Error, Result},
@@ -33,6 +33,15 @@ impl Machine {
     /// no more.
     pub fn reclaim(&self, how: Reclaim) -> Result<()> {
         self.guest().ask_nothing("give memory back", Command::Reclaim(how), self.guest().limit(10))
+    }
+
+    /// What it uses of memory and CPUs now, and each of its distributions.
+    pub fn usage(&self) -> Result<Usage> {
+        const WHAT: &str = "say what is used";
+        match self.guest().ask(WHAT, Command::Usage, Some(self.guest().limit(2)))? {
+            Done::Usage(usage) => Ok(usage),
+            other => Err(wrong(WHAT, &other)),
+        }
     }
 
     /// Gives the machine swap: all of this file, see [`swap_file`], or block device. It is in use until the machine ends.

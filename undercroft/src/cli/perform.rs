@@ -3,7 +3,7 @@
 use std::{
     io::{self, IsTerminal, Write},
     path::Path,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, bail};
@@ -28,7 +28,7 @@ pub(super) fn perform(action: Action) -> anyhow::Result<u8> {
         Action::Run(run) => return run::run(run),
         Action::List { style, running } => return list(style, running),
         Action::Status { json: true, .. } => say(&show::json(&status()?))?,
-        Action::Status { watch: false, .. } => say(&show::status(&status()?))?,
+        Action::Status { watch: false, .. } => say(&show::status(&status()?, None))?,
         Action::Status { watch: true, .. } => watch()?,
         Action::Ports { json } => {
             let ports = match Client::if_running()? {
@@ -173,11 +173,17 @@ fn status_of(client: &Client) -> anyhow::Result<Status> {
 
 /// Shows the status every second, until Ctrl-C. It does not keep anything from stopping.
 fn watch() -> anyhow::Result<()> {
+    let mut before: Option<(Status, Instant)> = None;
     loop {
-        let text = match running()? {
-            Some(status) => show::status(&status),
+        let now = running()?.map(|status| (status, Instant::now()));
+        let text = match &now {
+            Some((status, at)) => {
+                let earlier = before.as_ref().map(|(then, when)| (then, at.duration_since(*when)));
+                show::status(status, earlier)
+            }
             None => "nothing runs\n".into(),
         };
+        before = now;
         if io::stdout().is_terminal() {
             // Home, and clear what was there (ECMA-48, CUP and ED).
             say("\x1b[H\x1b[2J")?;

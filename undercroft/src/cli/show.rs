@@ -1,8 +1,8 @@
 //! Tables that align, and JSON.
 
-use std::fmt::Write;
+use std::{fmt::Write, time::Duration};
 
-use undercroft::service::wire::{Listed, Listening, Offer, Status, Vm};
+use undercroft::service::wire::{GuestMemory, Listed, Listening, Offer, Status, Vm};
 
 use super::action::Style;
 
@@ -95,21 +95,24 @@ fn widest(all: &[Listed], least: usize) -> usize {
     all.iter().map(|one| one.name.len()).max().unwrap_or(0).max(least)
 }
 
-/// What runs, and what it takes.
-pub(super) fn status(status: &Status) -> String {
+/// What runs, and what it takes. With an earlier look, and how long ago that was, CPU time is how much of a CPU it was since then.
+pub(super) fn status(status: &Status, before: Option<(&Status, Duration)>) -> String {
     let mut text = String::new();
     match &status.vm {
         None => text.push_str("virtual machine: off\n"),
         Some(vm) => {
             let _ = writeln!(
                 text,
-                "virtual machine: kernel {}, {} CPUs, up {} (process {})\n  memory on the host: {} of {} at most\n  network: {}\n{}  {}",
+                "virtual machine: kernel {}, {} CPUs, up {} (process {})\n  memory on the host: {} of {} at most\n{}  CPU{}: {}\n  network: {}\n{}  {}",
                 vm.kernel,
                 vm.cpus,
                 time(vm.up),
                 vm.pid,
                 size(vm.resident),
                 size(vm.memory),
+                vm.guest.map(inside).unwrap_or_default(),
+                if before.is_some() { "" } else { " time" },
+                cpu(vm.cpu_us, before.map(|(before, since)| (before.vm.as_ref().map(|vm| vm.cpu_us), since))),
                 vm.network,
                 vm.folders.iter().map(|folder| format!("  folder: {folder}\n")).collect::<String>(),
                 vm.why
@@ -118,13 +121,66 @@ pub(super) fn status(status: &Status) -> String {
     }
     if !status.distributions.is_empty() {
         text.push('\n');
-        text.push_str(&list(Style::Ours { verbose: true }, &status.distributions));
+        text.push_str(&users(&status.distributions, before));
     }
     if !status.notes.is_empty() {
         text.push_str("\nSince the service runs:\n");
         for note in &status.notes {
             let _ = writeln!(text, "  {note}");
         }
+    }
+    text
+}
+
+/// The machine's memory, as its kernel has it.
+fn inside(memory: GuestMemory) -> String {
+    let GuestMemory { total, available, swap, swap_used } = memory;
+    let used = size(total.saturating_sub(available));
+    let swap = match swap {
+        0 => String::new(),
+        swap => format!(", swap {} of {}", size(swap_used), size(swap)),
+    };
+    format!("  memory in the guest: {used} of {}{swap}\n", size(total))
+}
+
+/// CPU time, or how much of a CPU it was since an earlier look.
+fn cpu(now_us: u64, before: Option<(Option<u64>, Duration)>) -> String {
+    match before {
+        // One that has been started since then has used all of it since then.
+        Some((then, since)) => {
+            let used = now_us.checked_sub(then.unwrap_or(0)).unwrap_or(now_us);
+            format!("{:.0} %", used as f64 * 100.0 / (since.as_micros().max(1) as f64))
+        }
+        None => match now_us {
+            0..100_000_000 => format!("{:.1} s", now_us as f64 / 1e6),
+            _ => time(now_us / 1_000_000),
+        },
+    }
+}
+
+/// The distributions, and what each uses.
+fn users(all: &[Listed], before: Option<(&Status, Duration)>) -> String {
+    let width = widest(all, 4);
+    let mut text =
+        format!("  {:<width$}  {:<10}  {:>9}  {:>7}  {:>9}  WHY\n", "NAME", "STATE", "MEMORY", "CPU", "DISK");
+    for one in all {
+        let mark = if one.default { '*' } else { ' ' };
+        let then = before.map(|(before, since)| {
+            let then = before.distributions.iter().find(|then| then.name == one.name);
+            (then.and_then(|then| Some(then.used?.cpu_us)), since)
+        });
+        let (memory, cpu) = match one.used {
+            Some(used) => (size(used.memory), cpu(used.cpu_us, then)),
+            None => Default::default(),
+        };
+        let line = format!(
+            "{mark} {:<width$}  {:<10}  {memory:>9}  {cpu:>7}  {:>9}  {}",
+            one.name,
+            one.state.name(),
+            size(one.disk),
+            one.why
+        );
+        let _ = writeln!(text, "{}", line.trim_end());
     }
     text
 }
@@ -176,7 +232,7 @@ fn time(seconds: u64) -> String {
 
 #[cfg(test)]
 mod tests {
-    use undercroft::service::wire::Doing;
+    use undercroft::service::wire::{Doing, Used};
 
     use super::*;
 
@@ -187,6 +243,8 @@ mod tests {
             state,
             sessions: 0,
             why: why.into(),
+            stops_in: None,
+            used: None,
             disk,
             created: 0,
         };
@@ -235,6 +293,8 @@ mod tests {
             kernel: "6.12.117".into(),
             cpus: 4,
             memory: 8 << 30,
+            guest: Some(GuestMemory { total: 1 << 30, available: 700 << 20, swap: 2 << 30, swap_used: 0 }),
+            cpu_us: 12_340_000,
             resident: 312 << 20,
             up: 130,
             network: "nat".into(),
@@ -242,24 +302,46 @@ mod tests {
             why: "3 distributions".into(),
             timeline: String::new(),
         };
-        let all = Status {
+        let mut all = Status {
             version: "0.1.0".into(),
             pid: 1,
             vm: Some(vm),
             notes: vec!["the virtual machine ended, and every distribution in it: killed".into()],
             distributions: some(),
         };
-        insta::assert_snapshot!(status(&all), @r"
+        all.distributions[0].used = Some(Used { memory: 150 << 20, cache: 1 << 20, cpu_us: 8_100_000 });
+        all.distributions[1].used = Some(Used { memory: 3 << 20, cache: 0, cpu_us: 150_000 });
+        let mut later = all.clone();
+        later.distributions[0].used = Some(Used { memory: 151 << 20, cache: 1 << 20, cpu_us: 9_300_000 });
+        later.vm.as_mut().unwrap().cpu_us += 1_400_000;
+        later.notes.clear();
+        insta::assert_snapshot!(status(&later, Some((&all, Duration::from_secs(1)))), @r"
         virtual machine: kernel 6.12.117, 4 CPUs, up 2 min (process 4711)
           memory on the host: 312 MiB of 8.0 GiB at most
+          memory in the guest: 324 MiB of 1.0 GiB, swap 0 B of 2.0 GiB
+          CPU: 140 %
           network: nat
           folder: /src in deb is /home/ada/src, read-only
           3 distributions
 
-          NAME          STATE            DISK  WHY
-        * Ubuntu-24.04  Running       3.0 GiB  1 session
-          deb           Running       528 KiB  idle, stops in 12 s
-          AlmaLinux-9   Stopped      40.0 MiB
+          NAME          STATE          MEMORY      CPU       DISK  WHY
+        * Ubuntu-24.04  Running       151 MiB    120 %    3.0 GiB  1 session
+          deb           Running       3.0 MiB      0 %    528 KiB  idle, stops in 12 s
+          AlmaLinux-9   Stopped                          40.0 MiB
+        ");
+        insta::assert_snapshot!(status(&all, None), @r"
+        virtual machine: kernel 6.12.117, 4 CPUs, up 2 min (process 4711)
+          memory on the host: 312 MiB of 8.0 GiB at most
+          memory in the guest: 324 MiB of 1.0 GiB, swap 0 B of 2.0 GiB
+          CPU time: 12.3 s
+          network: nat
+          folder: /src in deb is /home/ada/src, read-only
+          3 distributions
+
+          NAME          STATE          MEMORY      CPU       DISK  WHY
+        * Ubuntu-24.04  Running       150 MiB    8.1 s    3.0 GiB  1 session
+          deb           Running       3.0 MiB    0.1 s    528 KiB  idle, stops in 12 s
+          AlmaLinux-9   Stopped                          40.0 MiB
 
         Since the service runs:
           the virtual machine ended, and every distribution in it: killed

@@ -139,6 +139,14 @@ impl Service {
         }
     }
 
+    /// Seconds until a distribution stops, if nobody uses it until then.
+    pub(super) fn stops_in(&self, entry: &Entry) -> Option<u64> {
+        match distribution(entry, self.times(), Instant::now()) {
+            Stay::For(_) => None,
+            Stay::Rest(rest) => Some(rest.as_secs() + u64::from(rest.subsec_nanos() > 0)),
+        }
+    }
+
     /// Why the machine still runs, or when it will stop.
     pub(super) fn why_machine(&self, state: &State) -> String {
         match machine(state, self.times(), Instant::now()) {

@@ -1,14 +1,14 @@
 //! What the command line and the service say to each other, on a unix socket: the protocol's frames, one connection a request.
 //!
 //! ```text
-//! client  → Request
+//! client  → which messages these are, Request
 //! service → Event …            progress, warnings; Started with the session's streams as descriptors
 //! client  → Steer …            signals and sizes, while a session runs
 //! service → Event::Done, Exited or Failed, and the end
 //! ```
 //!
 //! Descriptors travel beside one byte after the frame that announces them (unix(7), SCM_RIGHTS). Both sides are this program, of
-//! one user; a frame of another version is refused by its header, so that a service from before an update is told apart.
+//! one user; a service from before an update is told apart (`greeting`).
 
 use std::{
     io::{IoSlice, IoSliceMut},
@@ -338,6 +338,10 @@ pub struct Listed {
     pub sessions: u32,
     /// Why it still runs, or will stop and when; empty of a stopped one.
     pub why: String,
+    /// Seconds until it stops, if nobody uses it until then; `None` if nothing stops it.
+    pub stops_in: Option<u64>,
+    /// What it uses in the machine; `None` of one that does not run, and where only the list was asked for.
+    pub used: Option<Used>,
     /// Bytes that its own disk takes on the host.
     pub disk: u64,
     /// Seconds since 1970 when it was made.
@@ -375,6 +379,30 @@ impl Doing {
     }
 }
 
+/// What a distribution uses in the machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Used {
+    /// Bytes of memory, without what is only a cache of files.
+    pub memory: u64,
+    /// Bytes of files that the kernel remembers because of it.
+    pub cache: u64,
+    /// Microseconds of CPU time since it was started.
+    pub cpu_us: u64,
+}
+
+/// What the machine's kernel says of its memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GuestMemory {
+    /// Bytes that it has now.
+    pub total: u64,
+    /// Bytes that programs can still have, caches included.
+    pub available: u64,
+    /// Bytes of swap.
+    pub swap: u64,
+    /// Bytes of it that are in use.
+    pub swap_used: u64,
+}
+
 /// The service and its machine.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Status {
@@ -401,6 +429,10 @@ pub struct Vm {
     pub cpus: u8,
     /// Bytes that the guest may have.
     pub memory: u64,
+    /// What its kernel says of its memory; `None` if it does not answer.
+    pub guest: Option<GuestMemory>,
+    /// Microseconds of CPU time that the VMM has used, the guest's included.
+    pub cpu_us: u64,
     /// Bytes that the VMM holds on the host now.
     pub resident: u64,
     /// Seconds since it was started.
