@@ -8,6 +8,7 @@ use std::{
     ffi::OsString,
     fs::{File, OpenOptions},
     io,
+    os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
 };
 
@@ -117,13 +118,11 @@ pub(crate) enum Journal {
     No,
 }
 
-/// Makes a file that is not there yet.
+/// Makes a file that is not there yet, for its owner alone: a disk has a root file system's secrets in it, and may be put
+/// into a folder that others can look into.
 pub(crate) fn create_file(path: &Path) -> Result<File> {
-    OpenOptions::new().read(true).write(true).create_new(true).open(path).map_err(|source| Error::File {
-        what: "create",
-        path: path.into(),
-        source,
-    })
+    let file = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(path);
+    file.map_err(|source| Error::File { what: "create", path: path.into(), source })
 }
 
 /// Makes an empty file into a file system of this size (in bytes).
@@ -194,6 +193,7 @@ mod tests {
         let Some(disk) = made(&path, DEFAULT_SIZE) else { return };
         assert!(!path.exists());
         assert_eq!(disk.file().metadata().unwrap().len(), DEFAULT_SIZE);
+        assert_eq!(disk.file().metadata().unwrap().mode() & 0o777, 0o600);
         let cost = blocks(disk.file());
         assert!(cost < 1 << 20, "{cost} bytes");
         disk.keep().unwrap();

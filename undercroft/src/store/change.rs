@@ -4,8 +4,9 @@
 //! and so is a disk; what else there is to a change is an [`intent`](super::intent).
 
 use std::{
-    fs::{self, File},
+    fs::{self, File, Permissions},
     io,
+    os::unix::fs::{MetadataExt, PermissionsExt},
     path::{Path, PathBuf},
 };
 
@@ -94,6 +95,11 @@ impl Store {
             let source = io::ErrorKind::AlreadyExists.into();
             return Err(Error::File { what: "move a disk to", path: new, source });
         }
+        if held.record.disk.is_none() {
+            // The store's folders are closed to others; outside, its own mode counts, and older ones were made for all to read.
+            let private = held.disk.set_permissions(Permissions::from_mode(0o600));
+            private.map_err(|source| Error::File { what: "set the mode of", path: old.clone(), source })?;
+        }
         let noted = self.note(&self.lock()?, &folder, Intent::Files(files))?;
         let moved = put(&held.disk, &old, &new, tell).and_then(|copy| {
             let guard = self.lock()?;
@@ -141,6 +147,7 @@ impl Store {
         lock::exclusive(&copy, path)?;
         fault::point();
         copy_sparse(&held.disk, &copy, path, tell)?;
+        same_mode(&held.disk, &copy, path)?;
         let sized = |size| {
             copy.set_len(size).map_err(|source| {
                 disk::explain(path, Error::File { what: "resize", path: path.into(), source })
@@ -187,6 +194,16 @@ fn absolute(directory: &Path) -> Result<PathBuf> {
     made.map_err(|source| Error::File { what: "create", path: directory.into(), source })
 }
 
+/// Lets those have a copy who may have the original: an image that was adopted may be a group's.
+fn same_mode(from: &File, to: &File, path: &Path) -> Result<()> {
+    let mode = from.metadata().map(|about| Permissions::from_mode(about.mode() & 0o777));
+    mode.and_then(|mode| to.set_permissions(mode)).map_err(|source| Error::File {
+        what: "set the mode of",
+        path: path.into(),
+        source,
+    })
+}
+
 /// Makes a file be found at another path, too, or copies it there, for good. Gives the copy, locked, if it is one.
 fn put(disk: &File, old: &Path, new: &Path, tell: &mut Tell<'_>) -> Result<Option<File>> {
     fault::point();
@@ -200,6 +217,7 @@ fn put(disk: &File, old: &Path, new: &Path, tell: &mut Tell<'_>) -> Result<Optio
     lock::exclusive(&copy, &temporary)?;
     fault::point();
     copy_sparse(disk, &copy, new, tell)?;
+    same_mode(disk, &copy, new)?;
     let failed = |source| Error::File { what: "finish", path: new.into(), source };
     copy.sync_all().map_err(failed)?;
     fault::point();

@@ -1,6 +1,6 @@
 //! What is done with a distribution as a whole, without anybody dying.
 
-use std::path::PathBuf;
+use std::{fs::Permissions, path::PathBuf};
 
 use undercroft_protocol::command::Limits;
 
@@ -135,6 +135,29 @@ fn a_disk_can_be_elsewhere_and_come_back() {
     f.store.remove("b").unwrap();
     assert_eq!(fs::read_dir(&folder).unwrap().count(), 0);
     assert!(f.partial().is_empty());
+}
+
+#[test]
+fn a_disk_is_for_its_owner_alone_and_an_image_for_whom_it_was() {
+    let Some(f) = fixture() else { return };
+    let mode = |name| f.store.hold(name).unwrap().disk.metadata().unwrap().permissions().mode() & 0o777;
+    let set =
+        |name, mode| f.store.hold(name).unwrap().disk.set_permissions(Permissions::from_mode(mode)).unwrap();
+    f.marked("a");
+    assert_eq!(mode("a"), 0o600);
+    // As they were once made; nobody else could come so far.
+    set("a", 0o644);
+    f.store.clone_as("a", "b", &mut quiet).unwrap();
+    f.store.relocate("a", Some(&f.elsewhere()), &mut quiet).unwrap();
+    assert_eq!((mode("a"), mode("b")), (0o600, 0o600));
+    // What somebody has said since counts.
+    set("a", 0o660);
+    f.store.resize("a", 2 * SIZE, &mut quiet).unwrap();
+    assert_eq!(mode("a"), 0o660);
+    // Another file system most often, where it is a copy.
+    let further = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap();
+    f.store.relocate("a", Some(further.path()), &mut quiet).unwrap();
+    assert_eq!(mode("a"), 0o660);
 }
 
 #[test]
