@@ -67,7 +67,7 @@ impl Service {
                 cache,
                 cpu_us,
             }),
-            disk: self.store.disk_bytes(&record.name).unwrap_or_default(),
+            disk: self.store.disk_bytes(record).unwrap_or_default(),
             created: record.created,
         }
     }

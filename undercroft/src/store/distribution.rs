@@ -137,8 +137,8 @@ impl Store {
     }
 
     /// Bytes that a distribution's own disk takes on the host: less than its size, because it is sparse.
-    pub fn disk_bytes(&self, name: &str) -> Result<u64> {
-        let path = self.folder(&folder(name)).join(DISK);
+    pub fn disk_bytes(&self, record: &Record) -> Result<u64> {
+        let path = self.disk_path(&folder(&record.name), record);
         let about = fs::metadata(&path).map_err(|source| Error::File { what: "look at", path, source })?;
         Ok(std::os::unix::fs::MetadataExt::blocks(&about) * 512)
     }

@@ -161,6 +161,17 @@ fn a_disk_is_for_its_owner_alone_and_an_image_for_whom_it_was() {
 }
 
 #[test]
+fn what_a_disk_takes_is_counted_wherever_it_is() {
+    let Some(f) = fixture() else { return };
+    f.marked("a");
+    let takes = || f.store.disk_bytes(&f.store.distribution("a").unwrap().unwrap()).unwrap();
+    let before = takes();
+    assert!(before > 0);
+    f.store.relocate("a", Some(&f.elsewhere()), &mut quiet).unwrap();
+    assert_eq!(takes(), before);
+}
+
+#[test]
 fn disks_become_larger_and_smaller() {
     let Some(f) = fixture() else { return };
     f.marked("a");
