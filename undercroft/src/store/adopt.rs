@@ -62,7 +62,7 @@ impl Store {
         let new = self.begin(&self.lock()?, name)?;
         check_image(image, Path::new("the image"))?;
         copy_sparse(image, &new.disk, &new.disk_path(), tell)?;
-        self.finish(&self.lock()?, new, Content::Flat, Settings::default())
+        self.finish(new, Content::Flat, Settings::default())
     }
 
     /// Whose disk a file is, if it is one of this store's.

@@ -142,8 +142,8 @@ impl Store {
     }
 
     /// Removes every base that no record names and that nobody has open. None, while there is a record that cannot be read:
-    /// it may name any.
-    pub(super) fn remove_unused_bases(&self, guard: &Guard) -> Result<Vec<Digest>> {
+    /// it may name any. They take space until what is given is dropped.
+    pub(super) fn remove_unused_bases(&self, guard: &Guard) -> Result<Vec<Base>> {
         let listed = self.list_locked(guard)?;
         if !listed.damaged.is_empty() {
             return Ok(Vec::new());
@@ -158,7 +158,7 @@ impl Store {
             if lock::try_exclusive(&file, &path)? {
                 super::partial::remove(&path)?;
                 sync_folder(folder_of(&path))?;
-                removed.push(digest);
+                removed.push(Base { digest, file });
             }
         }
         Ok(removed)

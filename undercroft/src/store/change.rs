@@ -52,7 +52,7 @@ impl Store {
         let held = self.hold(name)?;
         let new = self.begin(&self.lock()?, new_name)?;
         copy_sparse(&held.disk, &new.disk, &new.disk_path(), tell)?;
-        self.finish(&self.lock()?, new, held.record.content, held.record.settings.clone())
+        self.finish(new, held.record.content, held.record.settings.clone())
     }
 
     /// Gives a distribution that nobody uses another name. It stays the default if it was.

@@ -53,9 +53,8 @@ impl Held {
 impl Store {
     /// Makes a distribution from a base, with a disk of this size (in bytes). Nothing is copied.
     pub fn create(&self, name: &str, base: &Base, size: u64) -> Result<Record> {
-        let guard = self.lock()?;
-        let new = self.begin_empty(&guard, name, size)?;
-        self.finish(&guard, new, Content::Layered(base.digest()), Settings::of_a_new_one())
+        let new = self.begin_empty(name, size)?;
+        self.finish(new, Content::Layered(base.digest()), Settings::of_a_new_one())
     }
 
     /// Makes a distribution with everything on its own disk (of this size in bytes), and tells what was unpacked there.
@@ -66,17 +65,17 @@ impl Store {
         size: u64,
         by: &mut dyn Unpack,
     ) -> Result<(Record, Imported)> {
-        let new = self.begin_empty(&self.lock()?, name, size)?;
+        let new = self.begin_empty(name, size)?;
         let archive = Archive::open(file.path())?;
         let unpacked = by.unpack(&new.disk, archive);
         let imported = unpacked.map_err(|error| disk::explain(&new.partial.path, error))?;
         file.check()?;
-        Ok((self.finish(&self.lock()?, new, Content::Flat, Settings::of_a_new_one())?, imported))
+        Ok((self.finish(new, Content::Flat, Settings::of_a_new_one())?, imported))
     }
 
     /// With an empty file system of this size (in bytes) on its disk.
-    fn begin_empty(&self, guard: &Guard, name: &str, size: u64) -> Result<New> {
-        let new = self.begin(guard, name)?;
+    fn begin_empty(&self, name: &str, size: u64) -> Result<New> {
+        let new = self.begin(&self.lock()?, name)?;
         disk::format(&new.disk, &new.disk_path(), size, Journal::Yes)?;
         Ok(new)
     }
@@ -101,8 +100,9 @@ impl Store {
         Ok(New { name: name.into(), partial, disk })
     }
 
-    /// Gives a distribution its place.
-    pub(super) fn finish(&self, _: &Guard, new: New, content: Content, settings: Settings) -> Result<Record> {
+    /// Gives a distribution its place. Everything is synced before the store is locked: a disk that was copied takes long, and
+    /// whoever wants a list would wait.
+    pub(super) fn finish(&self, new: New, content: Content, settings: Settings) -> Result<Record> {
         let record = Record::new(&new.name, content, settings);
         let partial = &new.partial.path;
         new.disk.sync_all().map_err(|source| Error::File {
@@ -113,6 +113,7 @@ impl Store {
         record.write(&partial.join(RECORD))?;
         sync_folder(partial)?;
         let place = self.folder(&folder(&record.name));
+        let _guard = self.lock()?;
         // The lock on what is made has kept everybody else from this name.
         new.partial.move_to(&place)?;
         Ok(record)
@@ -200,8 +201,10 @@ impl Store {
         self.forget_default(&folder)?;
         let bases = self.remove_unused_bases(&guard)?;
         self.remove_gone(&gone)?;
+        // Closed after others have their turn: that is when the file system gives their blocks back, of large disks for long.
+        drop(guard);
         drop(lock);
-        Ok(bases)
+        Ok(bases.iter().map(Base::digest).collect())
     }
 
     /// Removes the folder of a distribution that is none any more, and its disk elsewhere before it, which only the record

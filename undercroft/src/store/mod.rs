@@ -183,8 +183,8 @@ impl Store {
             cleared.push(Cleared { what, name });
         }
         let bases = self.remove_unused_bases(guard)?;
-        cleared
-            .extend(bases.into_iter().map(|base| Cleared { what: Leftover::Base, name: base.to_string() }));
+        let name = |base: &Base| base.digest().to_string();
+        cleared.extend(bases.iter().map(|base| Cleared { what: Leftover::Base, name: name(base) }));
         Ok(cleared)
     }
 }

@@ -172,6 +172,35 @@ fn what_a_disk_takes_is_counted_wherever_it_is() {
 }
 
 #[test]
+fn whoever_wants_a_list_does_not_wait_for_a_disk_to_be_synced() {
+    let Some(f) = fixture() else { return };
+    f.marked("a");
+    let guard = std::sync::Mutex::new(None);
+    let record = f.store.partial("new-copy").join(RECORD);
+    std::thread::scope(|scope| {
+        let cloning = scope.spawn(|| {
+            // Another has the store when the copy is made, and the rest is still to be done.
+            f.store.clone_as("a", "copy", &mut |at, of| {
+                let mut guard = guard.lock().unwrap();
+                if at == of && guard.is_none() {
+                    *guard = Some(f.reopened().lock()?);
+                }
+                Ok(())
+            })
+        });
+        let begun = std::time::Instant::now();
+        while !record.exists() && begun.elapsed().as_secs() < 30 {
+            std::thread::sleep(std::time::Duration::from_millis(5));
+        }
+        let written = record.exists();
+        drop(guard.lock().unwrap().take());
+        cloning.join().unwrap().unwrap();
+        assert!(written, "the store was waited for before the copy was whole");
+    });
+    assert_eq!(f.names(), ["a", "copy"]);
+}
+
+#[test]
 fn disks_become_larger_and_smaller() {
     let Some(f) = fixture() else { return };
     f.marked("a");
