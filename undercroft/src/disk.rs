@@ -20,6 +20,8 @@ use crate::{
 /// The size of a distribution's own disk, in bytes, unless somebody wants another. It is a limit and takes no space, but
 /// Linux looks at each of a disk's block groups (128 MiB) when it is mounted: see docs/decisions.md, "How large a disk is".
 pub const DEFAULT_SIZE: u64 = 64 << 30;
+/// Smaller than this, in bytes, none can be made: it is the least that its journal takes.
+pub(crate) const LEAST: u64 = 4 << 20;
 /// From this size on, in bytes, block numbers need more than 32 bits (at 4096 bytes a block).
 const WIDE: u64 = 16 << 40;
 /// Below this, in MiB, a file system counts as full when a write to a disk on it has failed.
@@ -156,7 +158,7 @@ pub(crate) fn mke2fs(path: &Path, size: u64, journal: Journal) -> Result<()> {
         Journal::Yes => {
             // 64 MiB are enough for one machine's writes, and no more than an eighth of a small disk, down to the least
             // that a journal can be.
-            let mib = (size >> 23).clamp(4, 64);
+            let mib = (size >> 23).clamp(LEAST >> 20, 64);
             mke2fs.args(["-O", &format!("{FEATURES}{wide},has_journal"), "-J", &format!("size={mib}")])
         }
         Journal::No => mke2fs.args(["-O", &format!("{FEATURES}{wide}")]),

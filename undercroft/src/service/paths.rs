@@ -104,6 +104,23 @@ impl Paths {
     }
 }
 
+#[cfg(test)]
+impl Paths {
+    /// All of them in one folder, and there.
+    pub(super) fn below(folder: &Path) -> Self {
+        let below = |name: &str| folder.join(name);
+        let paths = Self {
+            runtime: below("run"),
+            data: below("data"),
+            state: below("state"),
+            cache: below("cache"),
+            configuration: below(".wslconfig"),
+        };
+        paths.make().unwrap();
+        paths
+    }
+}
+
 /// Renames a file to `NAME.1`, so that a new one begins and the last one is kept.
 pub(super) fn rotate(path: &Path) {
     let mut old = path.as_os_str().to_owned();

@@ -1,7 +1,8 @@
 //! What is done with a distribution as a whole: it goes out, is copied, called otherwise, put elsewhere, made larger.
 //!
-//! None of it is for one that runs: it is stopped first, and excluded from everything else until it is done. A client that goes
-//! ends it, and nothing is left of it.
+//! None of it is for one that runs: it is stopped first, and excluded from everything else until it is done. What can be seen to
+//! fail is refused before that, and where nothing is to be done nothing is stopped. A client that goes ends it, and nothing is
+//! left of it.
 
 use std::{
     fs::File,
@@ -108,6 +109,7 @@ impl Service {
         new_name: &str,
         stream: &UnixStream,
     ) -> Result<Answer> {
+        self.store.check_free(new_name)?;
         let _new = self.turn(new_name, Doing::Installing)?;
         self.alone(name, Doing::Exporting, "it is cloned", |name| {
             self.telling(stream, &format!("cloning {name}"), |tell| {
@@ -121,6 +123,9 @@ impl Service {
     pub(super) fn rename(self: &Arc<Self>, name: &str, new_name: &str) -> Result<Answer> {
         // A name may be written otherwise only.
         let same = name.eq_ignore_ascii_case(new_name);
+        if !same {
+            self.store.check_free(new_name)?;
+        }
         let _new = (!same).then(|| self.turn(new_name, Doing::Installing)).transpose()?;
         self.alone(name, Doing::Converting, "it is renamed", |name| {
             let record = self.store.rename(name, new_name)?;
@@ -135,6 +140,9 @@ impl Service {
         directory: Option<&Path>,
         stream: &UnixStream,
     ) -> Result<Answer> {
+        if !self.store.can_relocate(name, directory)? {
+            return Ok(Answer::Nothing);
+        }
         self.alone(name, Doing::Converting, "it is moved", |name| {
             self.telling(stream, &format!("moving {name}"), |tell| {
                 self.store.relocate(name, directory, tell)
@@ -145,6 +153,9 @@ impl Service {
 
     /// Makes its disk larger or smaller.
     pub(super) fn resize(self: &Arc<Self>, name: &str, size: u64, stream: &UnixStream) -> Result<Answer> {
+        if !self.store.can_resize(name, size)? {
+            return Ok(Answer::Nothing);
+        }
         self.alone(name, Doing::Converting, "it is resized", |name| {
             self.telling(stream, &format!("resizing {name}"), |tell| self.store.resize(name, size, tell))?;
             Ok(Answer::Nothing)
@@ -209,5 +220,75 @@ impl Format {
             Self::Xz => Compression::Xz,
             Self::Zstd => Compression::Zstd,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+    use crate::{
+        disk::NewDisk,
+        service::{paths::Paths, settings::Settings},
+    };
+
+    /// A service with `a` and `b`, which do something that keeps them from being stopped: who is told so was not refused.
+    fn service(folder: &Path) -> Option<Arc<Service>> {
+        let paths = Paths::below(folder);
+        let settings = Settings::read(&paths);
+        let service = Arc::new(Service::new(paths, settings).unwrap());
+        for name in ["a", "b"] {
+            let image = folder.join(name);
+            match NewDisk::create(&image, 48 << 20) {
+                Err(Error::NoProgram { .. }) => {
+                    eprintln!("skipped: mke2fs is not installed");
+                    return None;
+                }
+                made => made.unwrap().keep().unwrap(),
+            };
+            service.store.adopt(name, &image).unwrap();
+            service.update(|state| state.begin(name, Doing::Exporting)).unwrap();
+        }
+        Some(service)
+    }
+
+    fn refused(outcome: Result<Answer>) -> String {
+        crate::error::chain(&outcome.unwrap_err())
+    }
+
+    #[test]
+    fn what_cannot_be_done_stops_nothing() {
+        const BUSY: &str = "a is exporting: try again";
+        let folder = tempfile::tempdir().unwrap();
+        let Some(service) = service(folder.path()) else { return };
+        let (stream, _client) = UnixStream::pair().unwrap();
+        for taken in ["b", "B"] {
+            let expected = format!("there is already a distribution called {taken}");
+            assert_eq!(refused(service.clone_distribution("a", taken, &stream)), expected);
+            assert_eq!(refused(service.rename("a", taken)), expected);
+        }
+        assert!(refused(service.clone_distribution("a", "x/y", &stream)).contains("is no name"));
+        assert!(refused(service.rename("a", "x/y")).contains("is no name"));
+        for free in
+            [refused(service.clone_distribution("a", "c", &stream)), refused(service.rename("a", "A"))]
+        {
+            assert!(free.starts_with(BUSY), "{free}");
+        }
+
+        let (there, new) = (folder.path().join("there"), folder.path().join("new/folder"));
+        fs::create_dir(&there).unwrap();
+        fs::write(there.join("a.ext4"), "somebody's").unwrap();
+        let relocated = |to: &Path| refused(service.relocate("a", Some(to), &stream));
+        assert!(relocated(&there).starts_with("cannot move a disk to "), "{}", relocated(&there));
+        assert!(relocated(&there.join("a.ext4")).starts_with("cannot create "));
+        assert!(relocated(&new).starts_with(BUSY), "{}", relocated(&new));
+
+        let resized = |size| service.resize("a", size, &stream);
+        assert_eq!(resized(48 << 20).unwrap(), Answer::Nothing);
+        assert!(refused(resized(20)).starts_with("a cannot be made 0 MiB large"), "{}", refused(resized(20)));
+        let most = refused(resized(u64::MAX));
+        assert!(most.starts_with("cannot resize "), "{most}");
+        assert!(refused(resized(64 << 20)).starts_with(BUSY));
     }
 }

@@ -9,7 +9,7 @@ use std::{
 use super::{
     Content, Guard, Record, Settings, Store, StoreError, check_name, file_size, lock,
     name::folder,
-    partial::{self, Partial},
+    partial::Partial,
     record::{self, open_regular},
     sync_folder,
 };
@@ -38,12 +38,7 @@ impl Store {
         if let Some(owner) = self.owner_of(&guard, &disk, &path)? {
             return Err(StoreError::Owned { path, owner }.into());
         }
-        let folder = folder(name);
-        let place = self.partial(&format!("new-{folder}"));
-        if self.folder(&folder).exists() || partial::is_used(&place)? {
-            return Err(StoreError::Taken(name.into()).into());
-        }
-        let partial = Partial::new(&guard, place)?;
+        let partial = Partial::new(&guard, self.free(&guard, name)?)?;
         let failed = |source| Error::File { what: "create", path: partial.path.clone(), source };
         fs::create_dir(&partial.path).map_err(failed)?;
         let record = Record {
@@ -53,7 +48,7 @@ impl Store {
         };
         record.write(&partial.path.join(record::FILE))?;
         sync_folder(&partial.path)?;
-        partial.move_to(&self.folder(&folder))?;
+        partial.move_to(&self.folder(&folder(name)))?;
         Ok(record)
     }
 

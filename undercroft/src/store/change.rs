@@ -61,9 +61,8 @@ impl Store {
         let held = self.hold(name)?;
         let guard = self.lock()?;
         let (from, to) = (folder(name), folder(new_name));
-        if from != to && (self.folder(&to).exists() || partial::is_used(&self.partial(&format!("new-{to}")))?)
-        {
-            return Err(StoreError::Taken(new_name.into()).into());
+        if from != to {
+            self.free(&guard, new_name)?;
         }
         let noted = self.note(&guard, &from, Intent::Rename { name: new_name.into(), to: to.clone() })?;
         let renamed = match from == to {
@@ -83,18 +82,8 @@ impl Store {
         let held = self.hold(name)?;
         let folder = folder(name);
         let old = self.disk_path(&folder, &held.record);
-        let new = match directory {
-            None => self.folder(&folder).join(DISK),
-            Some(directory) => absolute(directory)?.join(format!("{folder}.ext4")),
-        };
-        if new == old {
-            return Ok(held.record);
-        }
+        let Some(new) = self.new_place(&held.record, directory)? else { return Ok(held.record) };
         let files = vec![old.clone(), new.clone(), beside(&new)?];
-        if files[1..].iter().any(|file| fs::symlink_metadata(file).is_ok()) {
-            let source = io::ErrorKind::AlreadyExists.into();
-            return Err(Error::File { what: "move a disk to", path: new, source });
-        }
         if held.record.disk.is_none() {
             // The store's folders are closed to others; outside, its own mode counts, and older ones were made for all to read.
             let private = held.disk.set_permissions(Permissions::from_mode(0o600));
@@ -114,6 +103,30 @@ impl Store {
         let settled = self.settle(&self.lock()?, &noted);
         let record = moved?;
         settled.map(|()| record)
+    }
+
+    /// Whether [`relocate`](Self::relocate) has something to do for a distribution, in use or not; an error if it is seen now
+    /// that it would fail. The directory is made if need be.
+    pub fn can_relocate(&self, name: &str, directory: Option<&Path>) -> Result<bool> {
+        let Some(new) = self.new_place(&self.known(name)?, directory)? else { return Ok(false) };
+        room_beside(&new, "move a disk to", 0).map(|()| true)
+    }
+
+    /// Where a disk is to go, if it is not there; what has that name already is in its way.
+    fn new_place(&self, record: &Record, directory: Option<&Path>) -> Result<Option<PathBuf>> {
+        let folder = folder(&record.name);
+        let new = match directory {
+            None => self.folder(&folder).join(DISK),
+            Some(directory) => absolute(directory)?.join(format!("{folder}.ext4")),
+        };
+        if new == self.disk_path(&folder, record) {
+            return Ok(None);
+        }
+        if [&new, &beside(&new)?].into_iter().any(|file| fs::symlink_metadata(file).is_ok()) {
+            let source = io::ErrorKind::AlreadyExists.into();
+            return Err(Error::File { what: "move a disk to", path: new, source });
+        }
+        Ok(Some(new))
     }
 
     /// Makes the disk of a distribution that nobody uses larger or smaller; `size` is in bytes. Checked and changed is a copy,
@@ -139,6 +152,26 @@ impl Store {
             });
         let settled = self.settle(&self.lock()?, &noted);
         resized.and(settled)
+    }
+
+    /// Whether [`resize`](Self::resize) has something to do for a distribution, in use or not; an error if it is seen now that
+    /// it would fail. What the disk's file system needs is not: as long as that is in use, it is not counted.
+    pub fn can_resize(&self, name: &str, size: u64) -> Result<bool> {
+        let record = self.known(name)?;
+        let path = self.disk_path(&folder(name), &record);
+        let about = fs::metadata(&path).map_err(|source| Error::File {
+            what: "look at",
+            path: path.clone(),
+            source,
+        })?;
+        let size = size / BLOCK * BLOCK;
+        if about.len() == size {
+            return Ok(false);
+        }
+        if size < disk::LEAST {
+            return Err(StoreError::TooSmall { name: record.name, wanted: size, least: disk::LEAST }.into());
+        }
+        room_beside(&path, "resize", size).map(|()| true)
     }
 
     /// A copy of a disk, of another size.
@@ -176,6 +209,14 @@ impl Store {
         Ok(copy)
     }
 
+    /// The record of a distribution, held or not.
+    fn known(&self, name: &str) -> Result<Record> {
+        check_name(name)?;
+        let (guard, folder) = (self.lock()?, folder(name));
+        self.settle_left(&guard, Some(&folder))?;
+        self.record_of(&guard, &folder, name)
+    }
+
     /// The record of a distribution that is held, as it is now.
     fn record_of(&self, guard: &Guard, folder: &str, name: &str) -> Result<Record> {
         self.read(guard, folder)?.ok_or_else(|| StoreError::Unknown(name.into()).into())
@@ -186,6 +227,12 @@ impl Store {
         record.write(&partial.path)?;
         partial.move_to(&self.folder(folder).join(record::FILE))
     }
+}
+
+/// An error if no file of this size (in bytes) can be made in a path's folder. It has no name, and nothing in it.
+fn room_beside(path: &Path, what: &'static str, size: u64) -> Result<()> {
+    let tried = tempfile::tempfile_in(folder_of(path)).and_then(|file| file.set_len(size));
+    tried.map_err(|source| Error::File { what, path: path.into(), source })
 }
 
 /// A directory by its real name, made if it is not there.

@@ -82,13 +82,7 @@ impl Store {
 
     /// Begins to make a distribution: its disk is an empty file.
     pub(super) fn begin(&self, guard: &Guard, name: &str) -> Result<New> {
-        check_name(name)?;
-        let folder = folder(name);
-        let path = self.partial(&format!("new-{folder}"));
-        if self.folder(&folder).exists() || partial::is_used(&path)? {
-            return Err(StoreError::Taken(name.into()).into());
-        }
-        let partial = Partial::new(guard, path)?;
+        let partial = Partial::new(guard, self.free(guard, name)?)?;
         fs::create_dir(&partial.path).map_err(|source| Error::File {
             what: "create",
             path: partial.path.clone(),
@@ -98,6 +92,22 @@ impl Store {
         let disk = disk::create_file(&path)?;
         lock::exclusive(&disk, &path)?;
         Ok(New { name: name.into(), partial, disk })
+    }
+
+    /// Where a distribution of a name is made that nobody has, and nobody makes one of.
+    pub(super) fn free(&self, _: &Guard, name: &str) -> Result<PathBuf> {
+        check_name(name)?;
+        let folder = folder(name);
+        let path = self.partial(&format!("new-{folder}"));
+        if self.folder(&folder).exists() || partial::is_used(&path)? {
+            return Err(StoreError::Taken(name.into()).into());
+        }
+        Ok(path)
+    }
+
+    /// An error if a new distribution cannot be called that: before something is done for one that would come to nothing.
+    pub fn check_free(&self, name: &str) -> Result<()> {
+        self.free(&self.lock()?, name).map(drop)
     }
 
     /// Gives a distribution its place. Everything is synced before the store is locked: a disk that was copied takes long, and
