@@ -1,10 +1,10 @@
 //! What takes long, or takes something away: import, removal.
 
 use std::{
-    fs::File,
+    fs::{self, File},
     io::{self, Read, Write},
     net::Shutdown,
-    os::unix::net::UnixStream,
+    os::{fd::AsFd, unix::net::UnixStream},
     path::Path,
     sync::{
         Arc,
@@ -13,6 +13,11 @@ use std::{
     time::{Duration, Instant},
 };
 
+use nix::{
+    errno::Errno,
+    poll::{PollFd, PollFlags, PollTimeout, poll},
+};
+use tempfile::NamedTempFile;
 use undercroft_config::{PackageConfig, Settings, keys::PACKAGE};
 use undercroft_protocol::{command::Imported, write_frame};
 
@@ -32,6 +37,8 @@ use crate::{
 
 /// How often a client hears how far something is.
 const OFTEN: Duration = Duration::from_millis(100);
+/// What a stream's copy is called while it is imported, before what makes it its own.
+const SPOOL: &str = "import-";
 
 /// Tells a client how far something is.
 pub(super) struct Reporter<'a> {
@@ -152,7 +159,7 @@ impl Service {
             import.location.clone().or_else(|| self.settings().host.distribution_install_path.clone());
         if let Some(place) = &place {
             // Before it takes long.
-            let made = std::fs::create_dir_all(place);
+            let made = fs::create_dir_all(place);
             made.map_err(|source| Error::File { what: "create", path: place.clone(), source })?;
         }
         let imported = self.make(&name, import, &obtained, &mut reporter)?;
@@ -299,17 +306,17 @@ impl Service {
     }
 
     /// Copies an archive that comes as a stream to a file: it is read twice.
-    fn spool(&self, stream: &UnixStream, reporter: &mut Reporter<'_>) -> Result<tempfile::NamedTempFile> {
+    fn spool(&self, stream: &UnixStream, reporter: &mut Reporter<'_>) -> Result<NamedTempFile> {
         let folder = &self.paths.cache;
         let failed = |what| move |source| Error::File { what, path: folder.clone(), source };
-        let mut spool = tempfile::Builder::new()
-            .prefix("import-")
-            .tempfile_in(folder)
-            .map_err(failed("make a file in"))?;
+        let mut spool =
+            tempfile::Builder::new().prefix(SPOOL).tempfile_in(folder).map_err(failed("make a file in"))?;
         let from = receive_descriptors(stream, 1)?.pop().map(File::from);
         let Some(mut from) = from else { return Ok(spool) };
         let (mut buffer, mut done) = (vec![0; 1 << 20], 0);
         loop {
+            // Whoever writes may do so for ever, or not at all.
+            wait_for_bytes(&from, stream)?;
             let n = match from.read(&mut buffer) {
                 Ok(0) => break,
                 Ok(n) => n,
@@ -332,5 +339,80 @@ impl Service {
         let _turn = self.turn(&name, Doing::Uninstalling)?;
         self.store.remove(&name)?;
         Ok(Answer::Text(vec![format!("removed {name} and its files")]))
+    }
+}
+
+/// Waits until there is something to read, or its end; the end of the client who wanted it is an error.
+fn wait_for_bytes(from: &File, client: &UnixStream) -> Result<()> {
+    let mut both =
+        [PollFd::new(from.as_fd(), PollFlags::POLLIN), PollFd::new(client.as_fd(), PollFlags::POLLIN)];
+    loop {
+        match poll(&mut both, PollTimeout::NONE) {
+            Err(Errno::EINTR) => continue,
+            Err(error) => return Err(Error::System { what: "wait for the archive", source: error.into() }),
+            Ok(_) => {}
+        }
+        let [input, client] = &both;
+        // A client says nothing more: what comes is its end.
+        if client.any() != Some(false) {
+            return Err(Error::Cancelled);
+        }
+        if input.any() != Some(false) {
+            return Ok(());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::service::{paths::Paths, settings::Settings as OfHost, wire::send_descriptors};
+
+    fn service(folder: &Path) -> Arc<Service> {
+        let paths = Paths::below(folder);
+        let settings = OfHost::read(&paths);
+        Arc::new(Service::new(paths, settings).unwrap())
+    }
+
+    /// What is in the cache, but for folders.
+    fn spools(service: &Service) -> usize {
+        let entries = fs::read_dir(&service.paths.cache).unwrap().map(|entry| entry.unwrap().path());
+        entries.filter(|path| path.is_file()).count()
+    }
+
+    #[test]
+    fn who_goes_ends_an_import_from_a_stream_that_does_not() {
+        let folder = tempfile::tempdir().unwrap();
+        let service = service(folder.path());
+        let (client, stream) = UnixStream::pair().unwrap();
+        let (input, mut writer) = io::pipe().unwrap();
+        send_descriptors(&client, &[input.as_fd()]).unwrap();
+        let import = Import {
+            name: Some("a".into()),
+            origin: Origin::Stream,
+            list: None,
+            flat: false,
+            size: None,
+            location: None,
+        };
+        let importing = service.clone();
+        let thread = std::thread::spawn(move || importing.import(&import, &stream));
+        writer.write_all(&[7; 10_000]).unwrap();
+        let begun = Instant::now();
+        while fs::read_dir(&service.paths.cache)
+            .unwrap()
+            .flatten()
+            .all(|one| one.metadata().unwrap().len() < 10_000)
+        {
+            assert!(begun.elapsed() < Duration::from_secs(60));
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        drop(client);
+        let error = thread.join().unwrap().unwrap_err();
+        assert!(matches!(error, Error::Cancelled), "{error}");
+        // The stream goes on, and nothing else does.
+        drop(writer);
+        assert_eq!(spools(&service), 0);
+        assert!(service.turn("a", Doing::Installing).is_ok());
     }
 }
