@@ -4,7 +4,13 @@ use std::{
     fs::{self, File},
     io::{self, Read, Write},
     net::Shutdown,
-    os::{fd::AsFd, unix::net::UnixStream},
+    os::{
+        fd::AsFd,
+        unix::{
+            fs::{MetadataExt, OpenOptionsExt},
+            net::UnixStream,
+        },
+    },
     path::Path,
     sync::{
         Arc,
@@ -17,6 +23,7 @@ use nix::{
     errno::Errno,
     poll::{PollFd, PollFlags, PollTimeout, poll},
 };
+use rustix::fs::{FlockOperation, flock};
 use tempfile::NamedTempFile;
 use undercroft_config::{PackageConfig, Settings, keys::PACKAGE};
 use undercroft_protocol::{command::Imported, write_frame};
@@ -39,6 +46,8 @@ use crate::{
 const OFTEN: Duration = Duration::from_millis(100);
 /// What a stream's copy is called while it is imported, before what makes it its own.
 const SPOOL: &str = "import-";
+/// How long what was downloaded, and not imported, waits for who begins anew.
+const DOWNLOADED: Duration = Duration::from_secs(7 * 24 * 3600);
 
 /// Tells a client how far something is.
 pub(super) struct Reporter<'a> {
@@ -309,8 +318,7 @@ impl Service {
     fn spool(&self, stream: &UnixStream, reporter: &mut Reporter<'_>) -> Result<NamedTempFile> {
         let folder = &self.paths.cache;
         let failed = |what| move |source| Error::File { what, path: folder.clone(), source };
-        let mut spool =
-            tempfile::Builder::new().prefix(SPOOL).tempfile_in(folder).map_err(failed("make a file in"))?;
+        let mut spool = new_spool(folder).map_err(failed("make a file in"))?;
         let from = receive_descriptors(stream, 1)?.pop().map(File::from);
         let Some(mut from) = from else { return Ok(spool) };
         let (mut buffer, mut done) = (vec![0; 1 << 20], 0);
@@ -331,6 +339,19 @@ impl Service {
         Ok(spool)
     }
 
+    /// Removes from the cache what killed services left, and what was downloaded and nobody came back for.
+    pub(super) fn tidy(&self) {
+        remove_spools(&self.paths.cache);
+        let tidied =
+            Cache::open(&self.paths.cache.join("downloads")).and_then(|cache| cache.tidy(DOWNLOADED));
+        match tidied {
+            Ok(0) => {}
+            Ok(freed) => eprintln!("removed {} MiB of old downloads", freed.div_ceil(1 << 20)),
+            // Nothing depends on it, and the next service tries again.
+            Err(error) => eprintln!("old downloads could not be removed: {}", chain(&error)),
+        }
+    }
+
     /// Stops a distribution, and removes it and its files.
     pub(super) fn unregister(self: &Arc<Self>, name: &str) -> Result<Answer> {
         // One whose record is damaged can be removed, too.
@@ -339,6 +360,30 @@ impl Service {
         let _turn = self.turn(&name, Doing::Uninstalling)?;
         self.store.remove(&name)?;
         Ok(Answer::Text(vec![format!("removed {name} and its files")]))
+    }
+}
+
+/// A file for a stream's copy, locked: one that nobody has locked is nobody's.
+fn new_spool(folder: &Path) -> io::Result<NamedTempFile> {
+    loop {
+        let spool = tempfile::Builder::new().prefix(SPOOL).tempfile_in(folder)?;
+        flock(spool.as_file(), FlockOperation::LockExclusive)?;
+        // Who tidies may have found it before that.
+        if spool.as_file().metadata()?.nlink() > 0 {
+            return Ok(spool);
+        }
+    }
+}
+
+/// Removes what a killed service had copied of streams.
+fn remove_spools(folder: &Path) {
+    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+    for entry in entries.filter(|entry| entry.file_name().to_string_lossy().starts_with(SPOOL)) {
+        let flags = nix::fcntl::OFlag::O_NOFOLLOW | nix::fcntl::OFlag::O_NONBLOCK;
+        let file = File::options().read(true).custom_flags(flags.bits()).open(entry.path());
+        if file.is_ok_and(|file| flock(&file, FlockOperation::NonBlockingLockExclusive).is_ok()) {
+            let _ = fs::remove_file(entry.path());
+        }
     }
 }
 
@@ -365,6 +410,8 @@ fn wait_for_bytes(from: &File, client: &UnixStream) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::time::SystemTime;
+
     use super::*;
     use crate::service::{paths::Paths, settings::Settings as OfHost, wire::send_descriptors};
 
@@ -414,5 +461,28 @@ mod tests {
         drop(writer);
         assert_eq!(spools(&service), 0);
         assert!(service.turn("a", Doing::Installing).is_ok());
+    }
+
+    #[test]
+    fn a_service_tidies_what_one_before_it_left() {
+        let folder = tempfile::tempdir().unwrap();
+        let service = service(folder.path());
+        let cache = &service.paths.cache;
+        fs::write(cache.join("import-left"), "half an archive").unwrap();
+        let used = new_spool(cache).unwrap();
+        let other = cache.join("other");
+        fs::write(&other, "not its own").unwrap();
+        let downloads = Cache::open(&cache.join("downloads")).unwrap();
+        let partial = |name: &str| downloads.directory().join("partial").join(name);
+        for name in ["old", "new"] {
+            fs::write(partial(name), "half a file").unwrap();
+        }
+        let old = File::options().write(true).open(partial("old")).unwrap();
+        old.set_modified(SystemTime::now() - DOWNLOADED).unwrap();
+        drop(old);
+        service.tidy();
+        assert!(used.path().exists() && other.exists() && partial("new").exists());
+        assert_eq!(spools(&service), 2);
+        assert!(!partial("old").exists());
     }
 }

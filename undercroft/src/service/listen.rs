@@ -93,6 +93,8 @@ fn serve_with(paths: Paths, ready: impl FnOnce() -> io::Result<()>) -> Result<()
     ready().map_err(failed("say that the service is ready"))?;
     let starting = service.clone();
     spawn("start", move || starting.start_those_that_start_by_themselves())?;
+    let tidying = service.clone();
+    spawn("tidy", move || tidying.tidy())?;
     loop {
         match listener.accept() {
             Ok((stream, _)) => {
