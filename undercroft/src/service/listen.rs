@@ -258,14 +258,7 @@ mod tests {
     #[test]
     fn who_ends_without_a_word_is_known() {
         let folder = tempfile::tempdir().unwrap();
-        let below = |name: &str| folder.path().join(name);
-        let paths = Paths {
-            runtime: below("run"),
-            data: below("data"),
-            state: below("state"),
-            cache: below("cache"),
-            configuration: below(".wslconfig"),
-        };
+        let paths = Paths::below(folder.path());
         paths.make().unwrap();
         let (lock, killed) = Lock::take(&paths).unwrap();
         assert_eq!(killed, None);
