@@ -120,7 +120,7 @@ static KEYS: [Key; 51] = [
             "How large a new distribution's disk can become.",
         ),
         "It is a limit and takes no room. WSL's default is 1 TB; here every start looks at each 128 MB of it, so it is less. \
-         `undercroft manage NAME --resize SIZE` changes it later.",
+         `undercroft resize NAME SIZE` changes it later.",
     ),
     honoured(
         "wsl2",

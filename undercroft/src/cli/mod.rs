@@ -18,6 +18,8 @@ mod bar;
 mod config;
 mod console;
 mod doctor;
+#[cfg(test)]
+mod hints;
 mod ours;
 mod perform;
 mod run;
