@@ -31,6 +31,14 @@ pub(crate) enum Action {
         list: Option<String>,
         json: bool,
     },
+    /// The default distribution, as `wsl --status` tells it.
+    Defaults,
+    /// Nothing is to be done, and this is why.
+    Note {
+        /// A distribution that has to be there.
+        of: Option<String>,
+        text: String,
+    },
     Terminate {
         name: String,
         force: bool,
@@ -129,6 +137,16 @@ pub(crate) struct Import {
     pub(crate) origin: Origin,
     pub(crate) list: Option<String>,
     pub(crate) making: Making,
+    pub(crate) launch: Launch,
+}
+
+/// Whether a shell in it follows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Launch {
+    Never,
+    /// If somebody is there who would use it.
+    AtTerminal,
+    Always,
 }
 
 /// How its disk is made.
@@ -152,6 +170,10 @@ pub(crate) enum Origin {
     File(PathBuf),
     /// Anything that is understood as a source.
     Text(String),
+    /// An ext4 image, to be copied.
+    Image(PathBuf),
+    /// What the list has as its default.
+    Default,
 }
 
 /// A process in a distribution.
@@ -178,6 +200,8 @@ pub(crate) enum Program {
     LoginShell,
     /// A line for the user's shell.
     Line(OsString),
+    /// The same, for the shell as at a login.
+    LoginLine(OsString),
     /// A program and its arguments, without a shell.
     Argv(Vec<OsString>),
 }

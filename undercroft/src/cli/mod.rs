@@ -6,6 +6,7 @@
 //! | [`ours`] | `undercroft list -v`: verbs |
 //! | [`wsl`] | `undercroft --list --verbose`, `-d NAME -e CMD`: what WSL's users have in their fingers |
 //! | [`perform`] | doing it |
+//! | [`import`] | making a distribution, and a shell in it |
 //! | [`run`] | a process in a distribution, and this terminal |
 //! | [`show`] | tables and JSON |
 //! | [`bar`] | progress |
@@ -20,6 +21,7 @@ mod console;
 mod doctor;
 #[cfg(test)]
 mod hints;
+mod import;
 mod ours;
 mod perform;
 mod run;

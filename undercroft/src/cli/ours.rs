@@ -11,7 +11,7 @@ use undercroft_config::{Mount, NotAMount, Published};
 
 use super::{
     Meaning,
-    action::{Action, Format, Import, Making, Origin, Program, Run, Style},
+    action::{Action, Format, Import, Launch, Making, Origin, Program, Run, Style},
 };
 
 /// Many Linux distributions on one kernel, in one lightweight virtual machine.
@@ -58,6 +58,11 @@ enum Verb {
         json: bool,
     },
     /// Install a distribution: by a list's name, from a URL or file, or an image of a registry
+    #[command(after_help = "Examples:
+  undercroft install Debian                          a name of `undercroft list --online`
+  undercroft install docker://alpine:3 --name alp    an image of a registry
+  undercroft install ./rootfs.tar.zst --name mine --launch
+  undercroft install https://example.org/some.wsl --size 128G")]
     Install {
         /// `Debian` (of `list --online`), a URL, a path, `docker://debian:12`, `oci:PATH[:TAG]`
         source: String,
@@ -67,6 +72,9 @@ enum Verb {
         /// A list to look the name up in, instead of WSL's: a URL or a file
         #[arg(long, value_name = "LIST")]
         from: Option<String>,
+        /// Start a login shell in it afterwards
+        #[arg(long)]
+        launch: bool,
         #[command(flatten)]
         making: Making,
     },
@@ -94,11 +102,20 @@ enum Verb {
         json: bool,
     },
     /// Make a distribution from a root file system's tar archive (any compression), or from standard input
+    #[command(after_help = "Examples:
+  undercroft import debian debian.tar.xz
+  docker export $(docker create debian:12) | undercroft import debian -
+  undercroft import second debian.tar.xz             shares what both have: no more room, no time
+  undercroft import build debian.tar.xz --flat --location /fast/disk
+  undercroft import copy image.ext4 --image          of a disk, and that stays as it is")]
     Import {
         /// The new distribution's name
         name: String,
         /// The archive; `-` is standard input
         archive: PathBuf,
+        /// It is no archive but a raw ext4 image, to be copied
+        #[arg(long, conflicts_with_all = ["flat", "size"])]
+        image: bool,
         #[command(flatten)]
         making: Making,
     },
@@ -305,8 +322,9 @@ fn action(verb: Verb) -> Action {
         }
         Verb::Exec(exec) => Action::Run(running(exec.who, Some(exec.name), false, exec.command)),
         Verb::List { online: true, from, json, .. } => Action::Online { list: from, json },
-        Verb::Install { source, name, from, making } => {
-            Action::Import(Import { name, origin: Origin::Text(source), list: from, making })
+        Verb::Install { source, name, from, launch, making } => {
+            let launch = if launch { Launch::Always } else { Launch::Never };
+            Action::Import(Import { name, origin: Origin::Text(source), list: from, making, launch })
         }
         Verb::List { verbose, quiet, running, json, .. } => {
             let style = match (json, quiet) {
@@ -320,8 +338,10 @@ fn action(verb: Verb) -> Action {
         Verb::Top => Action::Status { json: false, watch: true },
         Verb::Ports { json } => Action::Ports { json },
         Verb::Vms { json } => Action::Vms { json },
-        Verb::Import { name, archive, making } => {
-            Action::Import(Import { name: Some(name), origin: Origin::File(archive), list: None, making })
+        Verb::Import { name, archive, image, making } => {
+            let origin = if image { Origin::Image(archive) } else { Origin::File(archive) };
+            let launch = Launch::Never;
+            Action::Import(Import { name: Some(name), origin, list: None, making, launch })
         }
         Verb::Terminate { name, force } => Action::Terminate { name, force },
         Verb::Shutdown { force } => Action::Shutdown { force },

@@ -11,14 +11,15 @@ use undercroft::{
     Compression, NewFile,
     service::{
         self, Client, Parts, Paths, Settings,
-        wire::{Answer, Doing, Event, Export, Format, Import, Listed, Origin, Request, Status},
+        wire::{Answer, Doing, Event, Export, Format, Listed, Request, Status},
     },
+    store::StoreError,
 };
 
 use super::{
     action::{self, Action, Style},
     bar::Bar,
-    config, doctor, ours, run, show,
+    config, doctor, import, ours, run, show,
 };
 
 /// Carries it out; gives the exit status.
@@ -52,8 +53,22 @@ pub(super) fn perform(action: Action) -> anyhow::Result<u8> {
             };
             say(&text)?;
         }
-        Action::Import(what) => import(what)?,
-        Action::Online { list, json } => online(list, json)?,
+        Action::Import(what) => return import::import(what),
+        Action::Online { list, json } => import::online(list, json)?,
+        Action::Defaults => {
+            let all = listed()?;
+            let default = all.iter().find(|one| one.default);
+            let line = default.map(|one| format!("Default Distribution: {}\n", one.name)).unwrap_or_default();
+            say(&(line + "Default Version: 2\n"))?;
+        }
+        Action::Note { of, text } => {
+            if let Some(name) = of
+                && !listed()?.iter().any(|one| one.name.eq_ignore_ascii_case(&name))
+            {
+                return Err(undercroft::Error::from(StoreError::Unknown(name)).into());
+            }
+            say(&text)?;
+        }
         Action::Terminate { name, force } => ask(&Request::Terminate { name, force })?,
         Action::Shutdown { force } => {
             // If nothing runs, that is what was wanted.
@@ -131,10 +146,16 @@ fn tell(client: &Client, request: &Request) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Every distribution, the default one first.
+pub(super) fn listed() -> anyhow::Result<Vec<Listed>> {
+    match Client::new()?.ask(&Request::List, None, |_| ())? {
+        Answer::List(all) => Ok(all),
+        _ => bail!("the service answered something else"),
+    }
+}
+
 fn list(style: Style, running: bool) -> anyhow::Result<u8> {
-    let Answer::List(mut all) = Client::new()?.ask(&Request::List, None, |_| ())? else {
-        bail!("the service answered something else");
-    };
+    let mut all = listed()?;
     if running {
         all.retain(|one: &Listed| one.state == Doing::Running);
     }
@@ -194,37 +215,6 @@ fn watch() -> anyhow::Result<()> {
     }
 }
 
-fn import(what: action::Import) -> anyhow::Result<()> {
-    let action::Import { name, origin, list, making: action::Making { flat, size, location } } = what;
-    let location = location.map(std::path::absolute).transpose()?;
-    let stdin = matches!(&origin, action::Origin::File(path) if path == Path::new("-"));
-    if stdin && io::stdin().is_terminal() {
-        bail!("-: expected a tar archive on standard input, which is a terminal");
-    }
-    let origin = match origin {
-        _ if stdin => Origin::Stream,
-        action::Origin::File(path) => {
-            let whole = std::fs::canonicalize(&path);
-            Origin::Path(whole.with_context(|| format!("cannot open {}", path.display()))?)
-        }
-        action::Origin::Text(text) => {
-            Origin::Text(text, std::env::current_dir().context("the working directory is unknown")?)
-        }
-    };
-    let bar = Bar::new();
-    let input = io::stdin();
-    let stream: Option<&dyn std::os::fd::AsFd> = stdin.then_some(&input as _);
-    let request = Request::Import(Import { name, origin, list, flat, size, location });
-    let answer = Client::new()?.ask(&request, stream, |event| bar.show(event))?;
-    drop(bar);
-    if let Answer::Text(lines) = answer {
-        for line in lines {
-            eprintln!("{line}");
-        }
-    }
-    Ok(())
-}
-
 fn export(name: String, path: &Path, format: Option<action::Format>) -> anyhow::Result<()> {
     let named = match Compression::of_name(path) {
         Compression::Gzip => Format::Gzip,
@@ -257,19 +247,6 @@ fn export(name: String, path: &Path, format: Option<action::Format>) -> anyhow::
     let new = NewFile::create(path)?;
     client.ask(&request, Some(new.file()), |event| bar.show(event))?;
     Ok(new.keep()?)
-}
-
-fn online(list: Option<String>, json: bool) -> anyhow::Result<()> {
-    // A path is this process's own matter.
-    let list = list.map(|list| match std::fs::canonicalize(&list) {
-        Ok(path) => path.to_string_lossy().into_owned(),
-        Err(_) => list,
-    });
-    let bar = Bar::new();
-    let answer = Client::new()?.ask(&Request::Catalogue(list), None, |event| bar.show(event))?;
-    drop(bar);
-    let Answer::Catalogue(offers) = answer else { bail!("the service answered something else") };
-    say(&if json { show::json(&offers) } else { show::offers(&offers) })
 }
 
 fn version(style: Style) -> String {

@@ -11,7 +11,7 @@ use std::{
             net::UnixStream,
         },
     },
-    path::Path,
+    path::{Path, PathBuf},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -145,6 +145,10 @@ impl Service {
                 let spool = self.spool(stream, &mut reporter)?;
                 (Source::Path(spool.path().to_owned()), Some(spool))
             }
+            Origin::Image(image) => {
+                let name = import.name.as_deref().ok_or(ServiceError::NoName)?;
+                return self.import_image(name, import, image, stream, &mut reporter);
+            }
         };
         let obtained = self.obtain(&source, import.list.clone(), stream, &mut reporter)?;
         // It goes with this function, and no sooner.
@@ -164,28 +168,10 @@ impl Service {
         for warning in &obtained.warnings {
             reporter.warn(warning);
         }
-        let place =
-            import.location.clone().or_else(|| self.settings().host.distribution_install_path.clone());
-        if let Some(place) = &place {
-            // Before it takes long.
-            let made = fs::create_dir_all(place);
-            made.map_err(|source| Error::File { what: "create", path: place.clone(), source })?;
-        }
+        let place = self.place(import)?;
         let imported = self.make(&name, import, &obtained, &mut reporter)?;
         obtained.discard();
-        if let Some(place) = &place {
-            let what = format!("moving the disk of {name} to {}", place.display());
-            let tell = &mut |done, total| {
-                reporter.progress(&what, done, Some(total));
-                Ok(())
-            };
-            if let Err(error) = self.store.relocate(&name, Some(place), tell) {
-                reporter.warn(&format!(
-                    "the disk of {name} stays in the store ({}): `undercroft move {name} DIRECTORY` puts it elsewhere",
-                    chain(&error)
-                ));
-            }
-        }
+        self.put(&name, place.as_deref(), &mut reporter);
         for warning in imported.iter().flat_map(|imported| &imported.warnings) {
             reporter.warn(warning);
         }
@@ -195,7 +181,56 @@ impl Service {
             }
             None => format!("imported {name}: nothing to unpack, another distribution has the same base"),
         };
-        Ok(Answer::Text(vec![line]))
+        Ok(Answer::Imported { name, line })
+    }
+
+    /// Makes a distribution with a copy of an ext4 image. A client that goes ends it.
+    fn import_image(
+        self: &Arc<Self>,
+        name: &str,
+        import: &Import,
+        image: &Path,
+        stream: &UnixStream,
+        reporter: &mut Reporter<'_>,
+    ) -> Result<Answer> {
+        let disk = File::open(image);
+        let disk = disk.map_err(|source| Error::File { what: "open", path: image.into(), source })?;
+        let place = self.place(import)?;
+        self.telling(stream, &format!("importing {name}"), |tell| {
+            self.store.create_from_image(name, &disk, image, tell)
+        })?;
+        self.put(name, place.as_deref(), reporter);
+        Ok(Answer::Imported {
+            name: name.into(),
+            line: format!("imported {name}: a copy of {}", image.display()),
+        })
+    }
+
+    /// The directory that a new distribution's disk is to be in, made before anything takes long; `None` is the store.
+    fn place(&self, import: &Import) -> Result<Option<PathBuf>> {
+        let place =
+            import.location.clone().or_else(|| self.settings().host.distribution_install_path.clone());
+        if let Some(place) = &place {
+            let made = std::fs::create_dir_all(place);
+            made.map_err(|source| Error::File { what: "create", path: place.clone(), source })?;
+        }
+        Ok(place)
+    }
+
+    /// Puts a new distribution's disk where it is to be. One that cannot be there is a distribution all the same.
+    fn put(&self, name: &str, place: Option<&Path>, reporter: &mut Reporter<'_>) {
+        let Some(place) = place else { return };
+        let what = format!("moving the disk of {name} to {}", place.display());
+        let tell = &mut |done, total| {
+            reporter.progress(&what, done, Some(total));
+            Ok(())
+        };
+        if let Err(error) = self.store.relocate(name, Some(place), tell) {
+            reporter.warn(&format!(
+                "the disk of {name} stays in the store ({}): `undercroft move {name} DIRECTORY` puts it elsewhere",
+                chain(&error)
+            ));
+        }
     }
 
     /// What a distribution is called that nobody gave a name: a list's name for it, what its makers say, its file's name.
@@ -305,11 +340,12 @@ impl Service {
                 progress.total,
             );
         })?;
-        let default = catalogue.default_name();
+        // A list's default may be a kind, of which one is meant.
+        let default = catalogue.default_name().and_then(|name| catalogue.find(name).ok());
         let offers = catalogue.list(order.architecture).into_iter().map(|entry| Offer {
             name: entry.name.clone(),
             friendly_name: entry.friendly_name.clone(),
-            default: default.is_some_and(|name| name.eq_ignore_ascii_case(&entry.name)),
+            default: default.is_some_and(|(meant, _)| meant.name.eq_ignore_ascii_case(&entry.name)),
         });
         Ok(Answer::Catalogue(offers.collect()))
     }

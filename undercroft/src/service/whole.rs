@@ -197,7 +197,7 @@ impl Service {
     }
 
     /// Does something that tells bytes done and of how many, as long as the client is there.
-    fn telling<T>(
+    pub(super) fn telling<T>(
         &self,
         stream: &UnixStream,
         what: &str,

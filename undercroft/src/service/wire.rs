@@ -239,6 +239,8 @@ pub enum Origin {
     Text(String, PathBuf),
     /// An archive that comes as a descriptor behind the request.
     Stream,
+    /// An ext4 image, by its absolute path, that is copied.
+    Image(PathBuf),
 }
 
 /// What the service tells while it works.
@@ -297,6 +299,13 @@ pub enum Answer {
     List(Vec<Listed>),
     /// [`Request::Status`].
     Status(Box<Status>),
+    /// [`Request::Import`].
+    Imported {
+        /// What the new distribution is called.
+        name: String,
+        /// A line to show.
+        line: String,
+    },
 }
 
 /// Something that is listened for in a distribution.

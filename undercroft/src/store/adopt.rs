@@ -2,7 +2,7 @@
 
 use std::{
     fs::{self, File},
-    os::unix::fs::MetadataExt,
+    os::unix::fs::{FileExt, MetadataExt},
     path::Path,
 };
 
@@ -52,10 +52,21 @@ impl Store {
         Ok(record)
     }
 
-    /// Makes a flat distribution with a copy of an ext4 image. `tell` as for [`clone_as`](Self::clone_as).
-    pub fn create_from_image(&self, name: &str, image: &File, tell: &mut Tell<'_>) -> Result<Record> {
+    /// Makes a flat distribution with a copy of an ext4 image; `path` is for errors. `tell` as for
+    /// [`clone_as`](Self::clone_as).
+    pub fn create_from_image(
+        &self,
+        name: &str,
+        image: &File,
+        path: &Path,
+        tell: &mut Tell<'_>,
+    ) -> Result<Record> {
+        check_image(image, path)?;
+        // What is written to meanwhile would be copied half of one moment, half of another.
+        if !lock::try_shared(image, path)? {
+            return Err(StoreError::InUse(path.display().to_string()).into());
+        }
         let new = self.begin(&self.lock()?, name)?;
-        check_image(image, Path::new("the image"))?;
         copy_sparse(image, &new.disk, &new.disk_path(), tell)?;
         self.finish(new, Content::Flat, Settings::default())
     }
@@ -82,8 +93,14 @@ fn check_image(image: &File, path: &Path) -> Result<()> {
     let refused = |reason: String| StoreError::NoImage { path: path.into(), reason };
     let read = Superblock::read(image);
     let superblock = read.map_err(|source| Error::File { what: "read", path: path.into(), source })?;
-    let superblock = superblock.ok_or_else(|| {
-        refused("expected an ext4 file system, and its magic number is not where it should be".into())
+    let superblock = superblock.ok_or_else(|| match container(image) {
+        Some(kind) => refused(format!(
+            "expected a raw image, and it is a {kind}: `qemu-img convert -O raw {} NEW` makes one of it",
+            path.display()
+        )),
+        None => {
+            refused("expected an ext4 file system, and its magic number is not where it should be".into())
+        }
     })?;
     let (size, have) = (superblock.size(), file_size(image)?);
     if size == 0 || size > have {
@@ -91,4 +108,18 @@ fn check_image(image: &File, path: &Path) -> Result<()> {
         return Err(refused(reason).into());
     }
     Ok(())
+}
+
+/// What is known to hold a disk's content in another order than the disk's, by its first bytes: VHDX ([MS-VHDX] 2.2.1), VHD
+/// with a table of blocks (its footer's copy at the head; one of fixed size has its footer behind the content, which is raw),
+/// qcow2 (QEMU's docs/interop/qcow2.txt).
+fn container(image: &File) -> Option<&'static str> {
+    let mut head = [0; 8];
+    image.read_exact_at(&mut head, 0).ok()?;
+    match &head {
+        b"vhdxfile" => Some("VHDX"),
+        b"conectix" => Some("VHD that grows"),
+        [b'Q', b'F', b'I', 0xfb, ..] => Some("qcow2"),
+        _ => None,
+    }
 }

@@ -41,6 +41,17 @@ pub(super) fn try_exclusive(file: &File, path: &Path) -> Result<bool> {
     Ok(false)
 }
 
+/// Whether nobody is its only user now, and this is one of its users.
+pub(super) fn try_shared(file: &File, path: &Path) -> Result<bool> {
+    for _ in 0..TRIES {
+        if operate(file, path, FlockOperation::NonBlockingLockShared)? {
+            return Ok(true);
+        }
+        std::thread::sleep(PAUSE);
+    }
+    Ok(false)
+}
+
 /// Waits until this is its only user.
 pub(super) fn exclusive(file: &File, path: &Path) -> Result<()> {
     operate(file, path, FlockOperation::LockExclusive).map(drop)

@@ -249,10 +249,15 @@ fn an_image_is_a_distribution_where_it_stands() {
     f.store.adopt("img", &image).unwrap();
     f.store.relocate("img", None, &mut quiet).unwrap();
     assert!(!image.exists());
-    f.store.create_from_image("copy", &f.store.hold("img").unwrap().disk, &mut quiet).unwrap();
+    let disk = f.store.hold("img").unwrap().disk;
+    f.store.create_from_image("copy", &disk, &image, &mut quiet).unwrap();
+    drop(disk);
     f.store.remove("img").unwrap();
     assert_eq!(marked(&f.store.hold("copy").unwrap().disk), "a");
-    for (content, reason) in [(&b"short"[..], "magic number"), (&[0; 4096], "magic number")] {
+    let vhdx = [b"vhdxfile", &[0; 4088][..]].concat();
+    for (content, reason) in
+        [(&b"short"[..], "magic number"), (&[0; 4096], "magic number"), (&vhdx, "qemu-img convert -O raw")]
+    {
         fs::write(&image, content).unwrap();
         let error = f.store.adopt("img", &image).unwrap_err();
         assert!(error.to_string().contains(reason), "{error}");
