@@ -75,6 +75,8 @@ pub enum Origin {
     Default,
     /// A line of a file.
     Line(PathBuf, usize),
+    /// It was set by this, and is kept beside the files.
+    Set(&'static str),
 }
 
 impl fmt::Display for Origin {
@@ -82,6 +84,7 @@ impl fmt::Display for Origin {
         match self {
             Self::Default => f.write_str("default"),
             Self::Line(path, line) => write!(f, "{}:{line}", path.display()),
+            Self::Set(by) => f.write_str(by),
         }
     }
 }

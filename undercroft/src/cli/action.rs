@@ -90,10 +90,7 @@ pub(crate) enum Action {
         archive: String,
         sha256: Option<Digest>,
     },
-    Config {
-        wanted: Option<String>,
-        json: bool,
-    },
+    Config(Config),
     Completions(clap_complete::Shell),
     Man(PathBuf),
 }
@@ -147,6 +144,20 @@ pub(crate) enum Launch {
     /// If somebody is there who would use it.
     AtTerminal,
     Always,
+}
+
+/// Which keys of the configuration are wanted.
+#[derive(Debug, Clone, PartialEq, Eq, clap::Args)]
+pub(crate) struct Config {
+    /// Only keys that contain this
+    #[arg(value_name = "KEY")]
+    pub(crate) wanted: Option<String>,
+    /// Also what this distribution's own files say, /etc/wsl.conf and /etc/wsl-distribution.conf; it is started if need be
+    #[arg(short, long, value_name = "NAME")]
+    pub(crate) distribution: Option<String>,
+    /// For machines
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 /// How its disk is made.

@@ -11,7 +11,7 @@ use undercroft_config::{Mount, NotAMount, Published};
 
 use super::{
     Meaning,
-    action::{Action, Format, Import, Launch, Making, Origin, Program, Run, Style},
+    action::{Action, Config, Format, Import, Launch, Making, Origin, Program, Run, Style},
 };
 
 /// Many Linux distributions on one kernel, in one lightweight virtual machine.
@@ -215,14 +215,8 @@ enum Verb {
         #[arg(long)]
         json: bool,
     },
-    /// Show every configuration key, its value, and where that comes from
-    Config {
-        /// Only keys that contain this
-        key: Option<String>,
-        /// For machines
-        #[arg(long)]
-        json: bool,
-    },
+    /// Show every configuration key, its value, where that comes from, and when a change of it acts
+    Config(Config),
     /// Look at what undercroft needs, and say how to mend what is missing
     Doctor,
     /// Bring kernel, VMM and inits out of an archive of undercroft, to a program that came without them
@@ -358,7 +352,7 @@ fn action(verb: Verb) -> Action {
         Verb::Version { json } => {
             Action::Version { style: if json { Style::Json } else { Style::Ours { verbose: false } } }
         }
-        Verb::Config { key, json } => Action::Config { wanted: key, json },
+        Verb::Config(config) => Action::Config(config),
         Verb::Doctor => Action::Doctor,
         Verb::Parts { archive, sha256 } => Action::Parts { archive, sha256 },
         Verb::Completions { shell } => Action::Completions(shell),

@@ -99,7 +99,7 @@ pub(super) fn perform(action: Action) -> anyhow::Result<u8> {
             ask(&Request::Configure { name, default_uid: Some(uid), keep_alive: None })?;
         }
         Action::Version { style } => say(&version(style))?,
-        Action::Config { wanted, json } => config::config(wanted.as_deref(), json)?,
+        Action::Config(wanted) => config::config(&wanted)?,
         Action::Doctor => return doctor::doctor(),
         Action::Parts { archive, sha256 } => {
             let (bar, paths) = (Bar::new(), Paths::of_user()?);

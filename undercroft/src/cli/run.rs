@@ -1,6 +1,10 @@
 //! A process in a distribution, connected with this terminal or these pipes.
 
-use std::{ffi::OsString, os::unix::ffi::OsStringExt};
+use std::{
+    ffi::OsString,
+    io::{self, Write},
+    os::unix::ffi::OsStringExt,
+};
 
 use anyhow::bail;
 use undercroft::{
@@ -11,6 +15,7 @@ use undercroft::{
     },
     terminal,
 };
+use undercroft_config::LONGEST;
 use undercroft_protocol::session::{ExitStatus, Program as What};
 
 use super::{
@@ -86,11 +91,34 @@ pub(super) fn uid_of(distribution: &str, user: &str) -> anyhow::Result<u32> {
         wire::Run { user: Some("root".into()), ..wire::Run::words(distribution, &["id", "-u", user]) };
     let session = client.run(request, |_| ())?;
     let mut output = Vec::new();
-    let status = session.relay(Input::Null, &mut output, std::io::sink())?;
+    let status = session.relay(Input::Null, &mut output, io::sink())?;
     let number = String::from_utf8_lossy(&output).trim().parse();
     match (status.shell(), number) {
         (0, Ok(uid)) => Ok(uid),
         _ => bail!("{user}: no such user in {distribution}"),
+    }
+}
+
+/// A file of a distribution's, as root reads it: the first [`LONGEST`] bytes, and none if it cannot be read.
+pub(super) fn file_of(distribution: &str, path: &str) -> anyhow::Result<Vec<u8>> {
+    let request = wire::Run { user: Some("root".into()), ..wire::Run::words(distribution, &["cat", path]) };
+    let mut start = Start(Vec::new());
+    Client::new()?.run(request, |_| ())?.relay(Input::Null, &mut start, io::sink())?;
+    Ok(start.0)
+}
+
+/// Keeps so much of what is written that its end is seen to be missing.
+struct Start(Vec<u8>);
+
+impl Write for Start {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let room = usize::try_from(LONGEST).unwrap_or(usize::MAX).saturating_add(1) - self.0.len();
+        self.0.extend_from_slice(&bytes[..bytes.len().min(room)]);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
     }
 }
 
