@@ -85,7 +85,9 @@ pub(crate) enum Action {
     Version {
         style: Style,
     },
-    Doctor,
+    Doctor {
+        json: bool,
+    },
     Parts {
         archive: String,
         sha256: Option<Digest>,

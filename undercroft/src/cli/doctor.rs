@@ -8,7 +8,7 @@ use undercroft::{
 };
 use undercroft_vmm::probe::{Verdict, probe};
 
-use super::perform::say;
+use super::{perform::say, show};
 
 /// Less than this is little for a distribution, in bytes.
 const LITTLE: u64 = 4 << 30;
@@ -21,8 +21,30 @@ enum Finding {
     Bad(String),
 }
 
+impl Finding {
+    fn mark(&self) -> &'static str {
+        match self {
+            Self::Good(_) => "ok     ",
+            Self::Lacks(_) => "without",
+            Self::Bad(_) => "BAD    ",
+        }
+    }
+
+    fn said(&self) -> &str {
+        match self {
+            Self::Good(said) | Self::Lacks(said) | Self::Bad(said) => said,
+        }
+    }
+
+    /// For machines: the mark in small letters.
+    fn json((what, finding): &(&str, Self)) -> serde_json::Value {
+        let state = finding.mark().trim_end().to_ascii_lowercase();
+        serde_json::json!({ "what": what, "state": state, "said": finding.said() })
+    }
+}
+
 /// Looks at everything; the status is 1 if undercroft cannot work here.
-pub(super) fn doctor() -> anyhow::Result<u8> {
+pub(super) fn doctor(json: bool) -> anyhow::Result<u8> {
     let paths = Paths::of_user()?;
     let findings = [
         ("KVM", kvm()),
@@ -35,21 +57,15 @@ pub(super) fn doctor() -> anyhow::Result<u8> {
         ),
         ("host folders", virtiofsd()),
     ];
-    let mut text = String::new();
-    let mut status = 0;
-    for (what, finding) in findings {
-        let (mark, said) = match finding {
-            Finding::Good(said) => ("ok     ", said),
-            Finding::Lacks(said) => ("without", said),
-            Finding::Bad(said) => {
-                status = 1;
-                ("BAD    ", said)
-            }
-        };
-        text.push_str(&line(mark, what, &said, terminal::width()));
-    }
+    let text = match json {
+        true => show::json(&findings.iter().map(Finding::json).collect::<Vec<_>>()),
+        false => {
+            let width = terminal::width();
+            findings.iter().map(|(what, finding)| line(finding.mark(), what, finding.said(), width)).collect()
+        }
+    };
     say(&text)?;
-    Ok(status)
+    Ok(u8::from(findings.iter().any(|(_, finding)| matches!(finding, Finding::Bad(_)))))
 }
 
 /// A finding, in as many lines as a terminal of this width takes.
@@ -121,7 +137,7 @@ fn space(folder: &Path) -> Finding {
     match rustix::fs::statvfs(there) {
         Ok(about) => {
             let free = about.f_bavail.saturating_mul(about.f_frsize);
-            let said = format!("{} free in {}", super::show::size(free), folder.display());
+            let said = format!("{} free in {}", show::size(free), folder.display());
             if free < LITTLE { Finding::Lacks(said + ": make room there") } else { Finding::Good(said) }
         }
         Err(error) => Finding::Bad(format!("{}: {error}", there.display())),
@@ -131,6 +147,14 @@ fn space(folder: &Path) -> Finding {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn machines_read_the_same() {
+        let finding = ("disks", Finding::Bad("mke2fs is not installed".into()));
+        let expected =
+            serde_json::json!({ "what": "disks", "state": "bad", "said": "mke2fs is not installed" });
+        assert_eq!(Finding::json(&finding), expected);
+    }
 
     #[test]
     fn findings_are_as_wide_as_the_terminal() {

@@ -13,6 +13,7 @@
 //! | [`console`] | the machine's console, while it boots |
 //! | [`config`] | every key and where its value comes from |
 //! | [`doctor`] | what this host has and lacks |
+//! | [`man`] | the manual pages |
 
 mod action;
 mod bar;
@@ -22,6 +23,7 @@ mod doctor;
 #[cfg(test)]
 mod hints;
 mod import;
+mod man;
 mod ours;
 mod perform;
 mod run;

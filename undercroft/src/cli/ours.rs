@@ -218,7 +218,11 @@ enum Verb {
     /// Show every configuration key, its value, where that comes from, and when a change of it acts
     Config(Config),
     /// Look at what undercroft needs, and say how to mend what is missing
-    Doctor,
+    Doctor {
+        /// For machines
+        #[arg(long)]
+        json: bool,
+    },
     /// Bring kernel, VMM and inits out of an archive of undercroft, to a program that came without them
     #[command(after_help = "Examples:
   cargo install undercroft && undercroft parts undercroft-0.1.0-x86_64.tar.xz")]
@@ -353,7 +357,7 @@ fn action(verb: Verb) -> Action {
             Action::Version { style: if json { Style::Json } else { Style::Ours { verbose: false } } }
         }
         Verb::Config(config) => Action::Config(config),
-        Verb::Doctor => Action::Doctor,
+        Verb::Doctor { json } => Action::Doctor { json },
         Verb::Parts { archive, sha256 } => Action::Parts { archive, sha256 },
         Verb::Completions { shell } => Action::Completions(shell),
         Verb::Man { folder } => Action::Man(folder),
@@ -474,6 +478,65 @@ mod tests {
         let Action::Run(run) = meant("run -s deb echo $HOME") else { panic!() };
         assert_eq!(run.program, Program::Line("echo $HOME".into()));
         assert_eq!(meant("ls -q"), Action::List { style: Style::Quiet, running: false });
+    }
+
+    #[test]
+    fn the_help_text() {
+        insta::assert_snapshot!(command().term_width(100).render_long_help(), @r"
+        Many Linux distributions on one kernel, in one lightweight virtual machine.
+
+        The words of `wsl` are understood, too: `undercroft -d debian -e uname -r`, `undercroft --list
+        --verbose`.
+
+        Usage: undercroft <COMMAND>
+
+        Commands:
+          run               Run a command, or a login shell, in a distribution; start it if need be
+          exec              Run a command in a distribution that runs already
+          list              List the distributions [alias: ls]
+          install           Install a distribution: by a list's name, from a URL or file, or an image of a
+                            registry
+          status            Tell what the virtual machine and its distributions take
+          top               A live view: `status --watch`
+          ports             List what is listened for in distributions, and where it is reached on this host
+          vms               List the virtual machines: one, or none
+          import            Make a distribution from a root file system's tar archive (any compression), or
+                            from standard input
+          terminate         Stop a distribution [alias: stop]
+          shutdown          Stop every distribution and the virtual machine
+          unregister        Remove a distribution and all its files [alias: remove]
+          set-default       Choose which distribution is meant when none is named
+          export            Write a distribution into an archive, or to standard output
+          clone             Make a second distribution of one; both share what neither has changed
+          rename            Call a distribution otherwise
+          move              Put a distribution's disk into another directory
+          resize            Make a distribution's disk larger or smaller
+          import-in-place   Make an ext4 image a distribution, where it stands
+          keep-alive        Choose whether a distribution stays when nobody uses it
+          set-default-user  Choose who the sessions of a distribution are
+          version           Tell the versions of this program and the kernel
+          config            Show every configuration key, its value, where that comes from, and when a
+                            change of it acts
+          doctor            Look at what undercroft needs, and say how to mend what is missing
+          parts             Bring kernel, VMM and inits out of an archive of undercroft, to a program that
+                            came without them
+          completions       Print completions for a shell
+          help              Print this message or the help of the given subcommand(s)
+
+        Options:
+          -h, --help
+                  Print help (see a summary with '-h')
+
+          -V, --version
+                  Print version
+
+        Examples:
+          undercroft import debian debian.tar       make a distribution from a root file system (`docker
+          export` writes one)
+          undercroft run debian                     a shell in it
+          tar c . | undercroft run debian tar x     pipes work, and the exit status is the command's
+          undercroft list -v                        what runs, why, and when it will stop
+        ");
     }
 
     #[test]

@@ -19,7 +19,7 @@ use undercroft::{
 use super::{
     action::{self, Action, Style},
     bar::Bar,
-    config, doctor, import, ours, run, show,
+    config, doctor, import, man, ours, run, show,
 };
 
 /// Carries it out; gives the exit status.
@@ -100,7 +100,7 @@ pub(super) fn perform(action: Action) -> anyhow::Result<u8> {
         }
         Action::Version { style } => say(&version(style))?,
         Action::Config(wanted) => config::config(&wanted)?,
-        Action::Doctor => return doctor::doctor(),
+        Action::Doctor { json } => return doctor::doctor(json),
         Action::Parts { archive, sha256 } => {
             let (bar, paths) = (Bar::new(), Paths::of_user()?);
             let parts = service::bring(&archive, sha256.as_ref(), &paths, &mut |progress| {
@@ -117,7 +117,7 @@ pub(super) fn perform(action: Action) -> anyhow::Result<u8> {
         Action::Completions(shell) => {
             clap_complete::generate(shell, &mut ours::command(), "undercroft", &mut io::stdout());
         }
-        Action::Man(folder) => clap_mangen::generate_to(ours::command(), &folder)
+        Action::Man(folder) => man::write(&folder)
             .with_context(|| format!("cannot write manual pages to {}", folder.display()))?,
     }
     Ok(0)

@@ -104,7 +104,7 @@ pub enum ServiceError {
         console: Console,
     },
     /// KVM is no good here.
-    #[error("{0}")]
+    #[error("{0} (`undercroft doctor` looks at everything that undercroft needs)")]
     NoKvm(String),
     /// A new distribution has no name.
     #[error("the distribution needs a name: expected one before the archive, or by --name")]
