@@ -11,12 +11,14 @@
 //! | [`show`] | tables and JSON |
 //! | [`bar`] | progress |
 //! | [`console`] | the machine's console, while it boots |
+//! | [`completions`] | what shells complete |
 //! | [`config`] | every key and where its value comes from |
 //! | [`doctor`] | what this host has and lacks |
 //! | [`man`] | the manual pages |
 
 mod action;
 mod bar;
+mod completions;
 mod config;
 mod console;
 mod doctor;

@@ -19,7 +19,7 @@ use undercroft::{
 use super::{
     action::{self, Action, Style},
     bar::Bar,
-    config, doctor, import, man, ours, run, show,
+    completions, config, doctor, import, man, run, show,
 };
 
 /// Carries it out; gives the exit status.
@@ -114,9 +114,7 @@ pub(super) fn perform(action: Action) -> anyhow::Result<u8> {
                 paths.parts().display()
             ))?;
         }
-        Action::Completions(shell) => {
-            clap_complete::generate(shell, &mut ours::command(), "undercroft", &mut io::stdout());
-        }
+        Action::Completions(shell) => completions::write(shell, &mut io::stdout())?,
         Action::Man(folder) => man::write(&folder)
             .with_context(|| format!("cannot write manual pages to {}", folder.display()))?,
     }
