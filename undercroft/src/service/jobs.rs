@@ -193,11 +193,9 @@ impl Service {
         stream: &UnixStream,
         reporter: &mut Reporter<'_>,
     ) -> Result<Answer> {
-        let disk = File::open(image);
-        let disk = disk.map_err(|source| Error::File { what: "open", path: image.into(), source })?;
         let place = self.place(import)?;
         self.telling(stream, &format!("importing {name}"), |tell| {
-            self.store.create_from_image(name, &disk, image, tell)
+            self.store.create_from_image(name, image, tell)
         })?;
         self.put(name, place.as_deref(), reporter);
         Ok(Answer::Imported {

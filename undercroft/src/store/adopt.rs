@@ -52,22 +52,16 @@ impl Store {
         Ok(record)
     }
 
-    /// Makes a flat distribution with a copy of an ext4 image; `path` is for errors. `tell` as for
-    /// [`clone_as`](Self::clone_as).
-    pub fn create_from_image(
-        &self,
-        name: &str,
-        image: &File,
-        path: &Path,
-        tell: &mut Tell<'_>,
-    ) -> Result<Record> {
-        check_image(image, path)?;
+    /// Makes a flat distribution with a copy of an ext4 image. `tell` as for [`clone_as`](Self::clone_as).
+    pub fn create_from_image(&self, name: &str, image: &Path, tell: &mut Tell<'_>) -> Result<Record> {
+        let from = open_regular(image, false)?;
+        check_image(&from, image)?;
         // What is written to meanwhile would be copied half of one moment, half of another.
-        if !lock::try_shared(image, path)? {
-            return Err(StoreError::InUse(path.display().to_string()).into());
+        if !lock::try_shared(&from, image)? {
+            return Err(StoreError::InUse(image.display().to_string()).into());
         }
         let new = self.begin(&self.lock()?, name)?;
-        copy_sparse(image, &new.disk, &new.disk_path(), tell)?;
+        copy_sparse(&from, &new.disk, &new.disk_path(), tell)?;
         self.finish(new, Content::Flat, Settings::default())
     }
 

@@ -249,9 +249,12 @@ fn an_image_is_a_distribution_where_it_stands() {
     f.store.adopt("img", &image).unwrap();
     f.store.relocate("img", None, &mut quiet).unwrap();
     assert!(!image.exists());
-    let disk = f.store.hold("img").unwrap().disk;
-    f.store.create_from_image("copy", &disk, &image, &mut quiet).unwrap();
-    drop(disk);
+    let disk = f.store.directory.join(DISTRIBUTIONS).join("img").join(DISK);
+    let held = f.store.hold("img").unwrap();
+    let error = f.store.create_from_image("copy", &disk, &mut quiet).unwrap_err();
+    assert!(matches!(refusal(error), StoreError::InUse(_)));
+    drop(held);
+    f.store.create_from_image("copy", &disk, &mut quiet).unwrap();
     f.store.remove("img").unwrap();
     assert_eq!(marked(&f.store.hold("copy").unwrap().disk), "a");
     let vhdx = [b"vhdxfile", &[0; 4088][..]].concat();
