@@ -481,65 +481,6 @@ mod tests {
     }
 
     #[test]
-    fn the_help_text() {
-        insta::assert_snapshot!(command().term_width(100).render_long_help(), @r"
-        Many Linux distributions on one kernel, in one lightweight virtual machine.
-
-        The words of `wsl` are understood, too: `undercroft -d debian -e uname -r`, `undercroft --list
-        --verbose`.
-
-        Usage: undercroft <COMMAND>
-
-        Commands:
-          run               Run a command, or a login shell, in a distribution; start it if need be
-          exec              Run a command in a distribution that runs already
-          list              List the distributions [alias: ls]
-          install           Install a distribution: by a list's name, from a URL or file, or an image of a
-                            registry
-          status            Tell what the virtual machine and its distributions take
-          top               A live view: `status --watch`
-          ports             List what is listened for in distributions, and where it is reached on this host
-          vms               List the virtual machines: one, or none
-          import            Make a distribution from a root file system's tar archive (any compression), or
-                            from standard input
-          terminate         Stop a distribution [alias: stop]
-          shutdown          Stop every distribution and the virtual machine
-          unregister        Remove a distribution and all its files [alias: remove]
-          set-default       Choose which distribution is meant when none is named
-          export            Write a distribution into an archive, or to standard output
-          clone             Make a second distribution of one; both share what neither has changed
-          rename            Call a distribution otherwise
-          move              Put a distribution's disk into another directory
-          resize            Make a distribution's disk larger or smaller
-          import-in-place   Make an ext4 image a distribution, where it stands
-          keep-alive        Choose whether a distribution stays when nobody uses it
-          set-default-user  Choose who the sessions of a distribution are
-          version           Tell the versions of this program and the kernel
-          config            Show every configuration key, its value, where that comes from, and when a
-                            change of it acts
-          doctor            Look at what undercroft needs, and say how to mend what is missing
-          parts             Bring kernel, VMM and inits out of an archive of undercroft, to a program that
-                            came without them
-          completions       Print completions for a shell
-          help              Print this message or the help of the given subcommand(s)
-
-        Options:
-          -h, --help
-                  Print help (see a summary with '-h')
-
-          -V, --version
-                  Print version
-
-        Examples:
-          undercroft import debian debian.tar       make a distribution from a root file system (`docker
-          export` writes one)
-          undercroft run debian                     a shell in it
-          tar c . | undercroft run debian tar x     pipes work, and the exit status is the command's
-          undercroft list -v                        what runs, why, and when it will stop
-        ");
-    }
-
-    #[test]
     fn sizes() {
         assert_eq!(bytes("64G"), Ok(64 << 30));
         assert_eq!(bytes("1tb"), Ok(1 << 40));
