@@ -154,8 +154,8 @@ static KEYS: [Key; 25] = [
         "default",
         Kind::Text,
         Default::Unset("what the installation chose, or `root`"),
-        AtOnce,
-        "Who sessions run as that name no user; it is read when the distribution starts.",
+        DistributionStart,
+        "Who sessions run as that name no user: it counts before what the installation chose and `set-default-user` has set.",
     ),
     more(
         honoured(

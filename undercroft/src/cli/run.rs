@@ -29,7 +29,7 @@ pub(super) fn run(run: Run) -> anyhow::Result<u8> {
     let program = match run.program {
         Program::LoginShell => What::LoginShell,
         Program::Line(line) => What::ShellCommand(line.into_vec()),
-        Program::LoginLine(line) => login_line(line),
+        Program::LoginLine(line) => What::LoginCommand(line.into_vec()),
         Program::Argv(words) => What::Argv(words.into_iter().map(OsStringExt::into_vec).collect()),
     };
     let here = if run.at_home { None } else { std::env::current_dir().ok() };
@@ -75,13 +75,6 @@ pub(super) fn run(run: Run) -> anyhow::Result<u8> {
             ),
         }
     }
-}
-
-/// A line for the user's shell, as at a login. Which shell that is the session knows: its `SHELL` is what the user's entry in
-/// passwd(5) names. All but csh and its kin take `-l` beside `-c`.
-fn login_line(line: OsString) -> What {
-    let words = ["/bin/sh", "-c", r#"exec "$SHELL" -l -c "$1""#, "sh"].map(|word| word.as_bytes().to_vec());
-    What::Argv(words.into_iter().chain([line.into_vec()]).collect())
 }
 
 /// A user's number, as the distribution knows it.

@@ -209,7 +209,7 @@ impl Service {
         let place =
             import.location.clone().or_else(|| self.settings().host.distribution_install_path.clone());
         if let Some(place) = &place {
-            let made = std::fs::create_dir_all(place);
+            let made = fs::create_dir_all(place);
             made.map_err(|source| Error::File { what: "create", path: place.clone(), source })?;
         }
         Ok(place)
