@@ -1,6 +1,7 @@
 //! What keeps a running machine in order: memory that goes back, swap, and a clock that follows the host's.
 
 use std::{
+    fmt::{self, Display, Formatter},
     fs::{self, File, OpenOptions},
     io::{self, Read, Seek, SeekFrom},
     os::unix::fs::{FileTypeExt, OpenOptionsExt},
@@ -23,8 +24,10 @@ use crate::{
 /// Where a page of swap has its mark, from the file's begin, and the mark (include/linux/swap.h, pages of 4 KiB).
 const SWAP_MARK_AT: u64 = 4096 - 10;
 const SWAP_MARK: &[u8; 10] = b"SWAPSPACE2";
-/// How long the host must have slept for that to count: the two clocks are not read at the same moment.
-const NAP: Duration = Duration::from_millis(500);
+/// How far two of the host's clocks must have parted for that to count, in nanoseconds: they are not read at the same moment.
+const PARTED: i128 = 500_000_000;
+/// After how long the machine's clock is looked at in any case, in nanoseconds.
+const HOUR: i128 = 3600 * 1_000_000_000;
 /// Where a host's time zone is a link to.
 const LOCAL_TIME: &str = "/etc/localtime";
 
@@ -126,39 +129,83 @@ fn has_mark(file: &mut File) -> io::Result<bool> {
     }
 }
 
-/// Whether the host has slept: CLOCK_BOOTTIME goes on then, and CLOCK_MONOTONIC does not (clock_gettime(2)). The machine's
-/// clock may have stood still; [`Machine::set_clock`] mends it.
+/// Why the machine's clock may be off.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Off {
+    /// The host has slept.
+    Slept,
+    /// Somebody has set the host's clock.
+    Stepped,
+    /// Two clocks are never quite as fast.
+    Drifted,
+}
+
+impl Display for Off {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Slept => "after the host slept",
+            Self::Stepped => "after the host's was set",
+            Self::Drifted => "against drift",
+        })
+    }
+}
+
+/// When the machine's clock was last as right as the host's; [`Machine::set_clock`] makes it so again.
 #[derive(Debug)]
-pub struct Sleep {
-    slept: Duration,
+pub struct Clocks {
+    right: Reading,
 }
 
-impl Sleep {
-    /// Begins to watch.
+impl Clocks {
+    /// Begins to watch, with a clock that is right.
     pub fn watch() -> Self {
-        Self { slept: slept() }
+        Self { right: Reading::now() }
     }
 
-    /// Whether the host has slept since the last look.
-    pub fn look(&mut self) -> bool {
-        self.compare(slept())
-    }
-
-    fn compare(&mut self, now: Duration) -> bool {
-        let before = std::mem::replace(&mut self.slept, now);
-        now.saturating_sub(before) >= NAP
+    /// Whether the machine's clock is to be set, and why; from now on it is taken to be right.
+    pub fn look(&mut self) -> Option<Off> {
+        let now = Reading::now();
+        let off = now.off_since(&self.right)?;
+        self.right = now;
+        Some(off)
     }
 }
 
-/// How long the host has slept since it was booted.
-fn slept() -> Duration {
-    let time = |clock| {
-        let time = clock_gettime(clock);
-        Duration::new(time.tv_sec.unsigned_abs(), u32::try_from(time.tv_nsec).unwrap_or(0))
-    };
-    // In this order, so that the time between the two does not count as sleep.
-    let boottime = time(ClockId::Boottime);
-    boottime.saturating_sub(time(ClockId::Monotonic))
+/// The host's clocks at one moment, in nanoseconds (clock_gettime(2)).
+#[derive(Debug, Clone, Copy)]
+struct Reading {
+    boottime: i128,
+    monotonic: i128,
+    realtime: i128,
+}
+
+impl Reading {
+    fn now() -> Self {
+        let read = |clock| {
+            let time = clock_gettime(clock);
+            i128::from(time.tv_sec) * 1_000_000_000 + i128::from(time.tv_nsec)
+        };
+        Self {
+            boottime: read(ClockId::Boottime),
+            monotonic: read(ClockId::Monotonic),
+            realtime: read(ClockId::Realtime),
+        }
+    }
+
+    /// Whether a machine's clock that was right then may be off now. CLOCK_MONOTONIC stands still while the host sleeps, and the
+    /// other two go on. A step moves CLOCK_REALTIME alone; who only makes the clocks faster or slower, as NTP does with a
+    /// small difference, does it to all of them.
+    fn off_since(&self, right: &Self) -> Option<Off> {
+        let slept = |at: &Self| at.boottime - at.monotonic;
+        let epoch = |at: &Self| at.realtime - at.boottime;
+        if slept(self) - slept(right) >= PARTED {
+            Some(Off::Slept)
+        } else if (epoch(self) - epoch(right)).abs() >= PARTED {
+            Some(Off::Stepped)
+        } else {
+            (self.monotonic - right.monotonic >= HOUR).then_some(Off::Drifted)
+        }
+    }
 }
 
 /// The host's time zone as /usr/share/zoneinfo names it, if it is one of those.
@@ -206,12 +253,47 @@ mod tests {
     }
 
     #[test]
-    fn sleep_is_what_the_clocks_differ_by() {
-        let mut sleep = Sleep { slept: Duration::from_secs(100) };
-        assert!(!sleep.compare(Duration::from_millis(100_499)));
-        assert!(sleep.compare(Duration::from_secs(105)));
-        assert!(!sleep.compare(Duration::from_secs(105)));
-        assert!(!Sleep::watch().look());
+    fn sleep_a_step_and_an_hour_put_a_clock_off() {
+        const SECOND: i128 = 1_000_000_000;
+        // Of a host that has slept for ten seconds since it was booted.
+        let at = |seconds: i128| Reading {
+            boottime: (seconds + 10) * SECOND,
+            monotonic: seconds * SECOND,
+            realtime: (seconds + 1_790_000_000) * SECOND,
+        };
+        let right = at(100);
+        let little = PARTED - 1;
+        let slept = |for_ns| Reading {
+            boottime: at(110).boottime + for_ns,
+            realtime: at(110).realtime + for_ns,
+            ..at(110)
+        };
+        let stepped = |by_ns| Reading { realtime: at(110).realtime + by_ns, ..at(110) };
+        for (now, off) in [
+            (right, None),
+            (at(110), None),
+            (at(3699), None),
+            (at(3700), Some(Off::Drifted)),
+            (slept(little), None),
+            (slept(PARTED), Some(Off::Slept)),
+            (slept(8 * 3600 * SECOND), Some(Off::Slept)),
+            (stepped(little), None),
+            (stepped(-little), None),
+            (stepped(PARTED), Some(Off::Stepped)),
+            (stepped(-3600 * SECOND), Some(Off::Stepped)),
+        ] {
+            assert_eq!(now.off_since(&right), off, "{now:?}");
+        }
+    }
+
+    #[test]
+    fn what_was_seen_once_counts_once_and_small_steps_add_up() {
+        let mut clocks = Clocks::watch();
+        assert_eq!(clocks.look(), None);
+        clocks.right.realtime -= 2 * PARTED / 3;
+        assert_eq!(clocks.look(), None);
+        clocks.right.realtime -= 2 * PARTED / 3;
+        assert_eq!((clocks.look(), clocks.look()), (Some(Off::Stepped), None));
     }
 
     #[test]

@@ -16,13 +16,13 @@ use crate::{
     Machine, Reclaim, ReclaimMode,
     error::{Result, chain},
     guest::spawn,
-    upkeep::{Sleep, swap_file},
+    upkeep::{Clocks, swap_file},
 };
 
-/// How often one looks whether the host has slept.
+/// How often one looks whether the host has slept, or its clock was set.
 const LOOK: Duration = Duration::from_secs(10);
 /// By how much the guest's clock may be off without being set.
-const TOLERANCE: Duration = Duration::from_secs(1);
+const TOLERANCE: Duration = Duration::from_millis(250);
 
 impl Service {
     /// Does what can wait until the first distribution starts, and then looks after the machine until its end. What does not
@@ -68,19 +68,16 @@ impl Service {
     }
 
     fn follow_the_clock(&self, machine: &Arc<Machine>) {
-        let mut sleep = Sleep::watch();
+        let mut clocks = Clocks::watch();
         let mut state = self.lock();
         while matches!(&state.host, Host::On(on) if Arc::ptr_eq(&on.machine, machine)) {
             state = self.wait(state, Some(LOOK));
-            if sleep.look() {
+            if let Some(off) = clocks.look() {
                 drop(state);
                 if let Err(error) = machine.set_clock(SystemTime::now(), TOLERANCE)
                     && machine.end().is_none()
                 {
-                    self.note(format!(
-                        "the machine's clock could not be set after the host slept: {}",
-                        chain(&error)
-                    ));
+                    self.note(format!("the machine's clock could not be set {off}: {}", chain(&error)));
                 }
                 state = self.lock();
             }
