@@ -6,10 +6,11 @@ use std::{
     os::{
         fd::AsFd,
         unix::{
-            fs::PermissionsExt,
+            fs::{MetadataExt, PermissionsExt},
             net::{UnixListener, UnixStream},
         },
     },
+    path::Path,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -33,6 +34,9 @@ use crate::{
 
 /// The line that says that clients may connect.
 pub(super) const READY: &str = "ready";
+/// How long one that systemd started waits for another to leave, which was there before systemd had the socket: longer than
+/// that stays when nobody needs it.
+const TURN: Duration = Duration::from_secs(15);
 
 /// Serves this user until nobody needs it. Standard output says `ready` or why not, in one line, and is closed then.
 pub fn serve(paths: Paths) -> Result<()> {
@@ -60,7 +64,9 @@ pub fn serve(paths: Paths) -> Result<()> {
 
 fn serve_with(paths: Paths, ready: impl FnOnce() -> io::Result<()>) -> Result<()> {
     paths.make()?;
-    let (_lock, killed) = Lock::take(&paths)?;
+    let given = given();
+    let patience = if given.is_some() { TURN } else { Duration::ZERO };
+    let (_lock, killed) = Lock::take(&paths, patience)?;
     room_for_descriptors();
     let settings = Settings::read(&paths);
     let service = Arc::new(Service::new(paths, settings)?);
@@ -70,7 +76,10 @@ fn serve_with(paths: Paths, ready: impl FnOnce() -> io::Result<()>) -> Result<()
              one: what distributions had not synced is lost, as in a power cut"
         ));
     }
-    let (listener, given) = listener(&service.paths)?;
+    let (listener, own) = match given {
+        Some(listener) => (listener, None),
+        None => own(&service.paths.socket())?,
+    };
     let failed = |what| move |source| Error::System { what, source };
     let mut signals = signal_hook::iterator::Signals::new([SIGTERM, SIGINT, SIGHUP])
         .map_err(failed("watch for signals"))?;
@@ -82,13 +91,13 @@ fn serve_with(paths: Paths, ready: impl FnOnce() -> io::Result<()>) -> Result<()
             for complaint in stopped.stop_machine(false) {
                 eprintln!("{complaint}");
             }
-            leave(&stopped.paths, given)
+            leave(&stopped.paths, own)
         }
     })?;
     let idle = service.clone();
     spawn("idle", move || {
         idle.stop_the_idle();
-        leave(&idle.paths, given)
+        leave(&idle.paths, own)
     })?;
     ready().map_err(failed("say that the service is ready"))?;
     let starting = service.clone();
@@ -119,13 +128,17 @@ fn busy(why: &str) {
 struct Lock(File);
 
 impl Lock {
-    /// Takes it; gives the process id of a service that had it and did not end in order, too.
-    fn take(paths: &Paths) -> Result<(Self, Option<u32>)> {
+    /// Takes it, waiting so long for another to leave; gives the process id of a service that had it and did not end in order, too.
+    fn take(paths: &Paths, patience: Duration) -> Result<(Self, Option<u32>)> {
+        let until = Instant::now() + patience;
         let failed = |source| Error::File { what: "open", path: paths.lock(), source };
         let file = File::options().create(true).truncate(false).read(true).write(true).open(paths.lock());
         let file = file.map_err(failed)?;
-        if flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
-            return Err(ServiceError::Second.into());
+        while flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
+            if Instant::now() >= until {
+                return Err(ServiceError::Second.into());
+            }
+            std::thread::sleep(Duration::from_millis(100));
         }
         let killed = io::read_to_string((&file).take(20)).ok().and_then(|text| text.trim().parse().ok());
         // For who must name it.
@@ -150,27 +163,33 @@ fn room_for_descriptors() {
     }
 }
 
-/// The socket that systemd opened (sd_listen_fds(3)), or one of our own; and whether it was given.
-fn listener(paths: &Paths) -> Result<(UnixListener, bool)> {
-    let path = paths.socket();
-    let given = listenfd::ListenFd::from_env().take_unix_listener(0);
-    if let Ok(Some(listener)) = given {
-        return Ok((listener, true));
-    }
-    // A killed service left it. Nobody else serves: the lock is ours.
-    let _ = fs::remove_file(&path);
-    let listener = UnixListener::bind(&path);
-    let listener =
-        listener.map_err(|source| Error::File { what: "listen on", path: path.clone(), source })?;
-    let private = fs::set_permissions(&path, Permissions::from_mode(0o600));
-    private.map_err(|source| Error::File { what: "set the mode of", path, source })?;
-    Ok((listener, false))
+/// Which file it is: others may have put theirs in its place.
+type Identity = (u64, u64);
+
+fn identity(path: &Path) -> Option<Identity> {
+    fs::symlink_metadata(path).ok().map(|about| (about.dev(), about.ino()))
 }
 
-fn leave(paths: &Paths, given: bool) -> ! {
-    if !given {
+/// The socket that systemd opened (sd_listen_fds(3)), if it started us.
+fn given() -> Option<UnixListener> {
+    listenfd::ListenFd::from_env().take_unix_listener(0).ok().flatten()
+}
+
+/// A socket of our own, and which file it is.
+fn own(path: &Path) -> Result<(UnixListener, Option<Identity>)> {
+    // A killed service left it. Nobody else serves: the lock is ours.
+    let _ = fs::remove_file(path);
+    let failed = |what| move |source| Error::File { what, path: path.into(), source };
+    let listener = UnixListener::bind(path).map_err(failed("listen on"))?;
+    fs::set_permissions(path, Permissions::from_mode(0o600)).map_err(failed("set the mode of"))?;
+    Ok((listener, identity(path)))
+}
+
+fn leave(paths: &Paths, own: Option<Identity>) -> ! {
+    let path = paths.socket();
+    if own.is_some() && own == identity(&path) {
         // Its file is of no use to anybody.
-        let _ = fs::remove_file(paths.socket());
+        let _ = fs::remove_file(path);
     }
     // It ends in order: the lock is held until the process is gone.
     let _ = File::options().write(true).truncate(true).open(paths.lock());
@@ -260,14 +279,14 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let paths = Paths::below(folder.path());
         paths.make().unwrap();
-        let (lock, killed) = Lock::take(&paths).unwrap();
+        let (lock, killed) = Lock::take(&paths, Duration::ZERO).unwrap();
         assert_eq!(killed, None);
-        assert!(Lock::take(&paths).is_err(), "there is one");
+        assert!(Lock::take(&paths, Duration::ZERO).is_err(), "there is one");
         drop(lock);
-        assert_eq!(Lock::take(&paths).unwrap().1, None, "it ended in order");
+        assert_eq!(Lock::take(&paths, Duration::ZERO).unwrap().1, None, "it ended in order");
         fs::write(paths.lock(), "1234567\n").unwrap();
-        assert_eq!(Lock::take(&paths).unwrap().1, Some(1_234_567));
+        assert_eq!(Lock::take(&paths, Duration::ZERO).unwrap().1, Some(1_234_567));
         fs::write(paths.lock(), "not a number").unwrap();
-        assert_eq!(Lock::take(&paths).unwrap().1, None);
+        assert_eq!(Lock::take(&paths, Duration::ZERO).unwrap().1, None);
     }
 }
