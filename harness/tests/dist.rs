@@ -65,7 +65,14 @@ fn what_is_unpacked_anywhere_runs() -> Outcome {
         has("share/zsh/site-functions/_undercroft", "keep-alive")?;
         has("share/fish/vendor_completions.d/undercroft.fish", "keep-alive")?;
         has("share/doc/undercroft/copyright", &suite.tuned.release)?;
-        has("lib/systemd/user/undercroft.socket", "ListenStream=")?;
+        has("share/doc/undercroft/README.md", "](docs/tutorial.md)")?;
+        has("share/doc/undercroft/docs/tutorial.md", "undercroft install")?;
+        has("share/doc/undercroft/licences/linux/GPL-2.0", "GNU GENERAL PUBLIC LICENSE")?;
+        has("share/doc/undercroft/licences/LGPL-2.1", "GNU LESSER GENERAL PUBLIC LICENSE")?;
+        has("share/doc/undercroft/licences/crates.md", "| rustls |")?;
+        has("share/doc/undercroft/licences/crates.txt", "Permission is hereby granted")?;
+        has("share/systemd/user/undercroft.socket", "ListenStream=")?;
+        has("share/systemd/user/undercroft.service", "undercroft service")?;
         one.finish()
     })
 }

@@ -27,6 +27,6 @@ mod tuned;
 
 pub use error::Error;
 pub use kernel::{Description, Kernel, Kind};
-pub use source::Source;
+pub use source::{LICENCES, Source, licences};
 pub use stock::{given, newest_stock, stock};
 pub use tuned::{Options, Progress, config, configuration, merged, tuned, tuned_if_built};

@@ -33,6 +33,14 @@ pub enum Source {
     },
 }
 
+/// The texts of the terms that a kernel is under, and of those of the GNU C Library, as the source has them.
+pub const LICENCES: [&str; 4] = [
+    "COPYING",
+    "LICENSES/preferred/GPL-2.0",
+    "LICENSES/exceptions/Linux-syscall-note",
+    "LICENSES/preferred/LGPL-2.1",
+];
+
 impl Source {
     /// From what somebody typed: a URL or a path.
     pub fn named(name: &str, sha256: Option<String>) -> Result<Self, Error> {
@@ -139,6 +147,23 @@ pub(crate) fn tree(tarball: &Tarball) -> Result<PathBuf, Error> {
     })
 }
 
+/// A folder of the cache with [`LICENCES`]: who passes a kernel on passes them on too. The source need not be unpacked.
+pub fn licences(source: &Source) -> Result<PathBuf, Error> {
+    let tarball = tarball(source)?;
+    cache::obtain("licences", &format!("linux-{}", &tarball.sha256[..16]), |dir| {
+        take_licences(&tarball.path, dir)
+    })
+}
+
+fn take_licences(tarball: &Path, dir: &Path) -> Result<(), Error> {
+    let mut tar = program::command("tar");
+    tar.arg("--extract").arg("--file").arg(tarball).arg("--directory").arg(dir);
+    // One of each, and no more is read: a tarball is sorted, and they come early.
+    tar.args(["--strip-components=1", "--no-same-owner", "--wildcards", "--occurrence=1"]);
+    tar.args(["--no-wildcards-match-slash"]).args(LICENCES.map(|text| format!("*/{text}")));
+    program::run(&mut tar, "tar xz-utils").map(drop)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -147,6 +172,26 @@ mod tests {
     fn a_url_needs_a_checksum_and_a_path_does_not() {
         assert!(matches!(Source::named("https://x/linux.tar.xz", None), Err(Error::NoChecksum { .. })));
         assert!(matches!(Source::named("linux.tar.xz", None), Ok(Source::Tarball { .. })));
+    }
+
+    #[test]
+    fn terms_are_taken_out_of_a_tarball() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("linux.tar");
+        for text in LICENCES.iter().chain(&["Makefile"]) {
+            let text = dir.path().join("linux-6").join(text);
+            fs::create_dir_all(text.parent().unwrap()).unwrap();
+            fs::write(&text, text.to_string_lossy().as_bytes()).unwrap();
+        }
+        let mut tar = program::command("tar");
+        program::run(tar.arg("-C").arg(dir.path()).arg("-cf").arg(&path).arg("linux-6"), "tar").unwrap();
+        let out = dir.path().join("out");
+        fs::create_dir(&out).unwrap();
+        take_licences(&path, &out).unwrap();
+        for text in LICENCES {
+            assert!(fs::read_to_string(out.join(text)).unwrap().ends_with(text));
+        }
+        assert!(!out.join("Makefile").exists());
     }
 
     #[test]

@@ -1,5 +1,9 @@
 //! `cargo xtask dist`: one archive, and a Debian package, that run wherever there is KVM.
 
+mod debian;
+mod documents;
+mod licences;
+
 use std::{
     fs,
     os::unix::fs::symlink,
@@ -15,6 +19,9 @@ use crate::{boot::programs, kernel, workspace_root};
 
 /// What of a kernel's folder is needed to boot it, and to say what it is.
 const KERNEL: [&str; 4] = ["manifest.json", "vmlinux", "modules.ext4", "config"];
+/// The programs of the host.
+const PROGRAM: &str = "bin/undercroft";
+const VMM: &str = "lib/undercroft/undercroft-vmm";
 /// Shells, and where their completions are looked for below `share`.
 const COMPLETIONS: [(&str, &str); 3] = [
     ("bash", "bash-completion/completions/undercroft"),
@@ -39,7 +46,7 @@ pub(crate) fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
     let tar = ["--sort=name", "--owner=0", "--group=0", "--numeric-owner", "--mtime=@0", "-cJf"];
     eprintln!("packing {} (a minute)", archive.display());
     call(Command::new("tar").current_dir(&out).args(tar).arg(&archive).arg(&name))?;
-    let package = debian(&out, &tree, VERSION)?;
+    let package = debian::package(&out, &tree)?;
     for path in [Some(archive), package].into_iter().flatten() {
         println!("{} ({} MiB)", path.display(), fs::metadata(&path)?.len().div_ceil(1 << 20));
     }
@@ -75,27 +82,25 @@ fn lay_out(tree: &Path, kernel: &Kernel) -> anyhow::Result<()> {
     };
     let product = programs::product()?;
     let guest = guest::build()?;
-    put(&product, "bin/undercroft")?;
+    put(&product, PROGRAM)?;
     symlink("undercroft", tree.join("bin/wsl"))?;
-    put(&programs::vmm()?, "lib/undercroft/undercroft-vmm")?;
+    put(&programs::vmm()?, VMM)?;
+    for program in [PROGRAM, VMM] {
+        strip(&tree.join(program))?;
+    }
     put(&guest.mini_init, "lib/undercroft/undercroft-mini-init")?;
     put(&guest.init, "lib/undercroft/undercroft-init")?;
     let folder = kernel.image.parent().context("the kernel lies in a folder")?;
     for name in KERNEL {
         put(&folder.join(name), &format!("lib/undercroft/kernel/{name}"))?;
     }
+    // A user's systemd looks there below /usr, /usr/local and ~/.local (systemd.unit(5)), so an archive may be unpacked into any.
     for unit in ["undercroft.service", "undercroft.socket"] {
-        put(&workspace_root().join("undercroft/dist").join(unit), &format!("lib/systemd/user/{unit}"))?;
+        put(&workspace_root().join("undercroft/dist").join(unit), &format!("share/systemd/user/{unit}"))?;
     }
-    for text in ["README.md", "LICENSE-APACHE", "LICENSE-MIT"] {
-        put(&workspace_root().join(text), &format!("share/doc/undercroft/{text}"))?;
-    }
-    let licence = format!(
-        "lib/undercroft/kernel is Linux {}, under the GNU General Public License, version 2 (its text: COPYING in its source).\n\
-         Its source: {}. Its configuration lies beside it.\n\nThe rest is under Apache-2.0 or MIT, at your choice.\n",
-        kernel.release, kernel.origin
-    );
-    fs::write(tree.join("share/doc/undercroft/copyright"), licence)?;
+    let documents = tree.join("share/doc/undercroft");
+    documents::put(&documents)?;
+    licences::put(&documents, kernel)?;
     let man = tree.join("share/man/man1");
     fs::create_dir_all(&man)?;
     call(Command::new(&product).arg("man").arg(&man))?;
@@ -108,33 +113,24 @@ fn lay_out(tree: &Path, kernel: &Kernel) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// A package of the same tree below /usr, where dpkg-deb is there to make it.
-fn debian(out: &Path, tree: &Path, version: &str) -> anyhow::Result<Option<PathBuf>> {
-    if Command::new("dpkg-deb").arg("--version").output().is_err() {
-        eprintln!("no .deb: dpkg-deb is not here (Debian package dpkg)");
-        return Ok(None);
+/// Takes off a program what only a debugger needs, four fifths of it. Its build id stays, by which one finds the same program as
+/// cargo made it; so do the names of its functions, for a backtrace.
+fn strip(program: &Path) -> anyhow::Result<()> {
+    call(Command::new("strip").arg("--strip-debug").arg(program))?;
+    if !output("readelf", "-n", program)?.contains("Build ID:") {
+        bail!("{} has no build id: its linker was told not to make one", program.display());
     }
-    let root = out.join("deb");
-    if root.exists() {
-        fs::remove_dir_all(&root)?;
+    Ok(())
+}
+
+/// What a program of the binutils says of a file.
+fn output(name: &str, option: &str, file: &Path) -> anyhow::Result<String> {
+    let output = Command::new(name).env("LC_ALL", "C").arg(option).arg(file).output();
+    let output = output.with_context(|| format!("{name} cannot be run (Debian package binutils)"))?;
+    if !output.status.success() {
+        bail!("{name} {option} {} failed ({})", file.display(), output.status);
     }
-    fs::create_dir_all(root.join("DEBIAN"))?;
-    call(Command::new("cp").arg("-a").arg(tree).arg(root.join("usr")))?;
-    // The reference system's name is not ours to take on everybody's machine.
-    fs::remove_file(root.join("usr/bin/wsl"))?;
-    let control = format!(
-        "Package: undercroft\nVersion: {version}\nArchitecture: amd64\nSection: admin\nPriority: optional\n\
-         Maintainer: the undercroft founders <undercroft@localhost>\nDepends: libc6, e2fsprogs\n\
-         Recommends: passt, virtiofsd\n\
-         Description: many Linux distributions on one kernel, in one lightweight virtual machine\n \
-         Every distribution is a container on one kernel in one small virtual machine:\n \
-         it starts at once, shares memory and page cache with the others, and keeps its files.\n"
-    );
-    fs::write(root.join("DEBIAN/control"), control)?;
-    let package = out.join(format!("undercroft_{version}_amd64.deb"));
-    call(Command::new("dpkg-deb").args(["--root-owner-group", "--build"]).arg(&root).arg(&package))?;
-    fs::remove_dir_all(&root)?;
-    Ok(Some(package))
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
 fn call(command: &mut Command) -> anyhow::Result<()> {
