@@ -42,8 +42,9 @@ use crate::{
 
 /// Listeners of the host's at a time, at most.
 const LISTENERS_MAX: usize = 512;
-/// How long is waited until sockets that are not wanted any more are closed.
-const CLOSING: Duration = Duration::from_millis(200);
+/// How long is waited until sockets that are not wanted any more are closed. Nobody holds them for longer than a moment; but a
+/// moment of a busy host's may be long, and a port that is then still taken is replaced by another one for good.
+const CLOSING: Duration = Duration::from_secs(5);
 /// Characters of a program's name; Linux has 15.
 const NAME_MAX: usize = 32;
 
@@ -129,14 +130,18 @@ impl Socket {
 /// A socket that is to be closed, and is when nobody holds it any more.
 enum Closing {
     Any(Weak<Socket>),
-    Datagrams(Weak<UdpSocket>),
+    /// With its address: a flow may begin at it until who accepts has let go of it, too.
+    Datagrams(Weak<UdpSocket>, SocketAddr),
 }
 
 impl Closing {
-    fn is_held(&self) -> bool {
+    fn is_held(&self, flows: &Flows) -> bool {
         0 < match self {
             Self::Any(socket) => socket.strong_count(),
-            Self::Datagrams(socket) => socket.strong_count(),
+            Self::Datagrams(socket, address) => {
+                flows.end(*address);
+                socket.strong_count()
+            }
         }
     }
 }
@@ -307,8 +312,7 @@ impl Shared {
             let stays = wanted.contains_key(want);
             if !stays && let Some(socket) = &open.socket {
                 if let (Socket::Datagrams(socket), Ok(address)) = (&**socket, socket.address()) {
-                    closing.push(Closing::Datagrams(Arc::downgrade(socket)));
-                    self.flows.end(address);
+                    closing.push(Closing::Datagrams(Arc::downgrade(socket), address));
                 }
                 closing.push(Closing::Any(Arc::downgrade(socket)));
             }
@@ -318,7 +322,7 @@ impl Shared {
         if !closing.is_empty() {
             self.wake();
             let end = Instant::now() + CLOSING;
-            while closing.iter().any(Closing::is_held) && Instant::now() < end {
+            while closing.iter().any(|one| one.is_held(&self.flows)) && Instant::now() < end {
                 std::thread::sleep(Duration::from_millis(1));
             }
         }
@@ -428,6 +432,7 @@ fn accept(shared: &Shared, woken: &UnixStream) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::board::Board;
 
     #[test]
     fn what_is_published_is_there_or_nowhere() {
@@ -451,7 +456,55 @@ mod tests {
             trouble.contains("has that port already") && trouble.contains(&other.to_string()),
             "{trouble}"
         );
-        drop(taken);
-        assert!(matches!(listen(&want, "somebody"), (Some(_), None)));
+    }
+
+    /// What a test does at a port that was free a moment ago, and that another process may have taken since: a few times, each at
+    /// another port, until it comes out well.
+    fn at_a_free_port(attempt: impl Fn(SocketAddr) -> bool) {
+        let free = || TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        assert!((0..10).any(|_| attempt(free())));
+    }
+
+    #[test]
+    fn a_port_that_is_free_is_taken() {
+        at_a_free_port(|at| {
+            let want = Want { outside: Endpoint::tcp(at), network: None, to: at, is_published: false };
+            matches!(listen(&want, "somebody"), (Some(_), None))
+        });
+    }
+
+    /// Who accepts holds the old one until the machine gives him a turn.
+    #[test]
+    fn a_port_is_taken_again_however_slow_its_closing_is() {
+        at_a_free_port(|at| {
+            let (carrier, _vmm) = Carrier::pair().unwrap();
+            let relay = Arc::new(Relay::new(Arc::new(Board::new(None)), carrier, Duration::ZERO));
+            let shared = Shared {
+                flows: Arc::new(Flows::new(relay.clone())),
+                relay,
+                ignored: Vec::new(),
+                published: Mutex::default(),
+                next: AtomicU64::new(0),
+                told: Mutex::default(),
+                open: Mutex::default(),
+                wake: Mutex::default(),
+            };
+            let at = Endpoint::tcp(at);
+            let of = |network| {
+                vec![Listener { at, network, distribution: network, program: String::new(), pid: None }]
+            };
+            if !shared.take(of(Some(1))).is_empty() {
+                return false;
+            }
+            let held = shared.open().values().next().and_then(|open| open.socket.clone());
+            let holder = std::thread::spawn(move || {
+                std::thread::sleep(Duration::from_secs(1));
+                drop(held);
+            });
+            // Another one's port of the same number: the host's is the same.
+            let news = shared.take(of(Some(2)));
+            holder.join().unwrap();
+            news.is_empty()
+        });
     }
 }
