@@ -2,8 +2,8 @@
 
 use std::{
     io::{Read, Write},
-    os::unix::{fs::PermissionsExt, net::UnixStream},
-    path::PathBuf,
+    os::unix::net::UnixStream,
+    path::{Path, PathBuf},
     sync::Arc,
     thread,
     time::Duration,
@@ -211,9 +211,11 @@ fn a_crowd_that_says_nothing_keeps_nobody_out() {
 
 /// mini-init and one distribution's init, which runs "programs" named by their first argument.
 fn serve(host: &Host) -> thread::JoinHandle<()> {
-    let (mut command, _notify) = host.greeted();
+    let (mut command, notify) = host.greeted();
     let socket = host.socket.clone();
     thread::spawn(move || {
+        // Without it the guest counts as lost, a moment later.
+        let _notify = notify;
         while let Ok(Request { id, command: what }) = read_frame(&mut command) {
             match what {
                 Command::Launch(launch) => {
@@ -372,12 +374,20 @@ fn an_archive_that_is_cut_off_is_told_as_that_whatever_the_guest_says() {
     }
 }
 
+/// A shell script that can be executed at once. A process of its own writes it: a descriptor of this one, open for writing, would
+/// be in every process that another test starts meanwhile, until that executes its program, and for as long nobody could execute
+/// the script (execve(2), ETXTBSY).
+pub(crate) fn install(path: &Path, script: &str) {
+    let write = r#"printf '#!/bin/sh\n%s\n' "$1" > "$0" && chmod 755 "$0""#;
+    let shell = std::process::Command::new("/bin/sh").args(["-c", write]).arg(path).arg(script).status();
+    assert!(shell.unwrap().success(), "{}", path.display());
+}
+
 /// A VMM that is a shell script: it gets `--config-fd N`.
 fn with_vmm(script: &str) -> (tempfile::TempDir, MachineOptions) {
     let directory = tempfile::tempdir().unwrap();
     let vmm = directory.path().join("vmm");
-    std::fs::write(&vmm, format!("#!/bin/sh\n{script}\n")).unwrap();
-    std::fs::set_permissions(&vmm, std::fs::Permissions::from_mode(0o700)).unwrap();
+    install(&vmm, script);
     let console_log = Some(directory.path().join("console.log"));
     let config = MachineConfig { kernel: "vmlinux".into(), ..Default::default() };
     (

@@ -357,16 +357,16 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 #[cfg(test)]
 mod tests {
-    use std::{os::unix::fs::PermissionsExt, time::Duration};
+    use std::time::Duration;
 
     use super::*;
+    use crate::tests::install;
 
     /// A virtiofsd that can do everything, as it says.
     fn program(folder: &Path, otherwise: &str) -> PathBuf {
         let path = folder.join("virtiofsd");
         let script = format!("[ \"$1\" = --help ] && exec echo --shared-dir --translate-uid\n{otherwise}");
-        fs::write(&path, format!("#!/bin/sh\n{script}\n")).unwrap();
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+        install(&path, &script);
         path
     }
 

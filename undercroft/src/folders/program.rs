@@ -191,9 +191,7 @@ mod tests {
     /// A program that says something of itself.
     fn install(folder: &Path, says: &str) {
         fs::create_dir_all(folder).unwrap();
-        let path = folder.join(NAME);
-        fs::write(&path, format!("#!/bin/sh\necho '{says}'\n")).unwrap();
-        fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
+        crate::tests::install(&folder.join(NAME), &format!("echo '{says}'"));
     }
 
     #[test]

@@ -200,11 +200,22 @@ mod tests {
     use super::*;
     use std::net::TcpListener;
 
-    /// A server of one word, at this address: by UDP and TCP, until it is dropped by the test's end.
-    fn server(ip: &str, port: u16, word: &'static [u8]) -> u16 {
-        let datagrams = UdpSocket::bind((ip, port)).unwrap();
-        let port = datagrams.local_addr().unwrap().port();
-        let listener = TcpListener::bind((ip, port)).unwrap();
+    /// Where a server listens: by UDP and TCP.
+    type Sockets = (UdpSocket, TcpListener);
+
+    /// Sockets at both addresses and one port, which all four of them have found free.
+    fn sockets() -> (Sockets, Sockets, u16) {
+        let attempt = || -> io::Result<_> {
+            let datagrams = UdpSocket::bind("127.0.0.1:0")?;
+            let port = datagrams.local_addr()?.port();
+            let two = (UdpSocket::bind(("127.0.0.2", port))?, TcpListener::bind(("127.0.0.2", port))?);
+            Ok(((datagrams, TcpListener::bind(("127.0.0.1", port))?), two, port))
+        };
+        (0..10).find_map(|_| attempt().ok()).expect("one port of ten that nobody else has")
+    }
+
+    /// A server of one word, until the test's process ends.
+    fn serve_word((datagrams, listener): Sockets, word: &'static [u8]) {
         let answer = move |question: &[u8]| {
             let mut answer = question[..HEADER].to_vec();
             answer[FLAGS] |= RESPONSE;
@@ -228,15 +239,15 @@ mod tests {
                 stream.write_all(&answer).unwrap();
             }
         });
-        port
     }
 
     #[test]
     fn the_host_is_asked_as_it_is_now() {
         let folder = tempfile::tempdir().unwrap();
         let resolv_conf = folder.path().join("resolv.conf");
-        let port = server("127.0.0.1", 0, b"one");
-        server("127.0.0.2", port, b"two");
+        let (one, two, port) = sockets();
+        serve_word(one, b"one");
+        serve_word(two, b"two");
         let servers = Servers { hosts: Arc::default(), resolv_conf: resolv_conf.clone(), port };
         let ask = |transport| {
             let message = vec![1, 2, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0];

@@ -13,8 +13,8 @@ use rustix::{
 use crate::error::{Error, Result};
 
 /// How often a lock is tried, and the time between: a process that another thread starts has every open file of this one,
-/// locks and all, until it executes its program.
-const TRIES: u32 = 10;
+/// locks and all, until it executes its program. Tests start many of them, and the machine that they run on may be busy.
+const TRIES: u32 = if cfg!(test) { 100 } else { 10 };
 const PAUSE: Duration = Duration::from_millis(10);
 
 fn operate(file: &File, path: &Path, operation: FlockOperation) -> Result<bool> {
