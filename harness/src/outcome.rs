@@ -7,22 +7,36 @@ use std::{
     cell::RefCell,
     fmt,
     fs::OpenOptions,
-    io::Write,
+    io::{ErrorKind, Write},
     path::PathBuf,
     time::{Duration, Instant},
 };
 
 use serde::{Deserialize, Serialize};
 
+use crate::lab;
+
 /// What a guest test returns.
 pub type Outcome = Result<(), Failure>;
 
-/// Waits for something that comes about by itself; a minute is for ever, also in the lab.
+/// How long a test waits for what comes about by itself. A lab has one processor, which its host may have given to somebody else:
+/// its clock goes on then, and what is waited for does not.
+pub fn patience() -> Duration {
+    Duration::from_secs(if lab::inside() { 180 } else { 60 })
+}
+
+/// How long what is stopped in order may take. A systemd that a lab is slow with needs minutes; and what was not stopped in order
+/// is a failure, which is not to be one of the host's.
+pub fn grace() -> Duration {
+    Duration::from_secs(if lab::inside() { 240 } else { 60 })
+}
+
+/// Waits for something that comes about by itself; `what` is what is wrong as long as it has not.
 pub fn until(what: &str, mut look: impl FnMut() -> Result<bool, Failure>) -> Outcome {
-    let end = Instant::now() + Duration::from_secs(60);
+    let start = Instant::now();
     while !look()? {
-        if Instant::now() > end {
-            return Err(Failure::Failed(what.into()));
+        if start.elapsed() > patience() {
+            return Err(Failure::late(what));
         }
         std::thread::sleep(Duration::from_millis(50));
     }
@@ -89,6 +103,12 @@ impl fmt::Debug for Failure {
 }
 
 impl Failure {
+    /// Something that was waited for in vain, as long as [`patience`] says; there is no console to show.
+    pub fn late(what: &str) -> Self {
+        let what = format!("{what}, after {} s", patience().as_secs());
+        Self::Timeout { what, console: Excerpt::default() }
+    }
+
     /// The class that it is counted in.
     pub fn ending(&self) -> Ending {
         match self {
@@ -102,7 +122,13 @@ impl Failure {
 
 impl From<std::io::Error> for Failure {
     fn from(error: std::io::Error) -> Self {
-        Self::Harness(error.to_string())
+        match error.kind() {
+            // A socket's limit, which is a test's own (socket(7), SO_RCVTIMEO).
+            ErrorKind::WouldBlock | ErrorKind::TimedOut => {
+                Self::Timeout { what: error.to_string(), console: Excerpt::default() }
+            }
+            _ => Self::Harness(error.to_string()),
+        }
     }
 }
 
@@ -117,6 +143,9 @@ pub struct Excerpt {
 
 impl fmt::Display for Excerpt {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.log.as_os_str().is_empty() {
+            return Ok(());
+        }
         writeln!(f, "  the console's last lines (the whole log: {}):", self.log.display())?;
         for line in &self.lines {
             writeln!(f, "  | {line}")?;
@@ -198,6 +227,15 @@ fn append(record: &Record) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// `cargo xtask test` gives it another lab, by these words.
+    #[test]
+    fn what_was_waited_for_in_vain_is_a_timeout() {
+        let failure = Failure::from(std::io::Error::from(ErrorKind::WouldBlock));
+        assert_eq!(failure.ending(), Ending::Timeout);
+        let text = format!("{:?}", Failure::late("nobody is there"));
+        assert!(text.starts_with("timeout: nobody is there, after ") && !text.contains("console"), "{text}");
+    }
 
     #[test]
     fn the_worst_counts() {

@@ -11,7 +11,7 @@ use std::{
 
 use nix::pty::openpty;
 
-use crate::{lab, outcome::Failure};
+use crate::outcome::{Failure, patience};
 
 /// Somebody who reads and types. Dropped, the program's terminal is hung up.
 pub struct Typist {
@@ -75,8 +75,8 @@ impl Typist {
     }
 
     fn still(&self, start: Instant, what: &str) -> Result<(), Failure> {
-        if start.elapsed() > Duration::from_secs(if lab::inside() { 120 } else { 20 }) {
-            return Err(Failure::Failed(format!("{what} did not come; shown was:\n{}", self.screen())));
+        if start.elapsed() > patience() {
+            return Err(Failure::late(&format!("{what} did not come; shown was {:?}", self.screen())));
         }
         thread::sleep(Duration::from_millis(50));
         Ok(())

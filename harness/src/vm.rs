@@ -31,7 +31,7 @@ use undercroft_vmm::{MachineConfig, config::Description};
 use crate::{
     console::{complaint, excerpt},
     lab,
-    outcome::{Failure, Outcome, record, skip},
+    outcome::{Failure, Outcome, grace, record, skip},
     suite::Suite,
 };
 
@@ -317,6 +317,21 @@ impl Vm {
         number.map_err(|_| Failure::Harness(format!("{line:?}: no number of kB")))
     }
 
+    /// The same when nothing has moved for a while: free pages go back to the host in steps. In this distribution is waited, by
+    /// the guest's own clock.
+    pub fn settled(&self, name: &str) -> Result<u64, Failure> {
+        let mut before = u64::MAX;
+        for _ in 0..20 {
+            self.read(name, "sleep 3")?;
+            let now = self.resident()?;
+            if now.abs_diff(before) < 64 {
+                return Ok(now);
+            }
+            before = now;
+        }
+        Ok(before)
+    }
+
     /// A folder that goes with the test.
     pub fn scratch(&self) -> &Path {
         self.scratch.path()
@@ -411,7 +426,7 @@ impl Vm {
 
     /// Stops it; its files stay.
     pub fn terminate(&mut self, name: &str) -> Outcome {
-        let complaints = self.check(self.distribution(name)?.terminate(Duration::from_secs(60)))?;
+        let complaints = self.check(self.distribution(name)?.terminate(grace()))?;
         if let Some(distro) = self.distros.get_mut(name) {
             distro.running = None;
         }
@@ -471,7 +486,7 @@ impl Vm {
         self.distros.clear();
         self.searched = true;
         if let Some(machine) = self.machine.take() {
-            let end = machine.power_off(Duration::from_secs(if lab::inside() { 120 } else { 10 }));
+            let end = machine.power_off(grace());
             if end.forced || !end.complaints.is_empty() {
                 let what = format!("power-off: {}", end.complaints.join("; "));
                 return Err(Failure::Machine { what, console: excerpt(&self.log, SHOWN) });

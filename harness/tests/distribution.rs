@@ -1,11 +1,9 @@
 //! A distribution is a container: what it has of its own, what it shares, and that its end is its own.
 
-use std::time::Duration;
-
 use rstest::rstest;
 use undercroft::{Error, LaunchOptions, NewDisk, Root, disk::DEFAULT_SIZE};
 use undercroft_harness::{
-    outcome::Outcome,
+    outcome::{Outcome, until},
     vm::{Kernel, boot, guest_test},
 };
 
@@ -77,13 +75,7 @@ fn its_death_is_its_own() -> Outcome {
         // own orderly end, asked for from inside.
         vm.read("a", "sleep 7777 & kill -TERM 1; true")
             .or_else(|_| Ok::<_, undercroft_harness::outcome::Failure>(String::new()))?;
-        for _ in 0..200 {
-            if vm.distribution("a")?.ended().is_some() {
-                break;
-            }
-            std::thread::sleep(Duration::from_millis(100));
-        }
-        assert!(vm.distribution("a")?.ended().is_some(), "its end was not reported");
+        until("its end was not reported", || Ok(vm.distribution("a")?.ended().is_some()))?;
         assert!(matches!(vm.machine().ping(), Ok(())), "the machine went with it");
         assert_eq!(vm.read("b", "echo unharmed")?, "unharmed");
         vm.launch("a")?;

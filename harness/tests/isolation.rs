@@ -3,7 +3,7 @@
 use rstest::rstest;
 use undercroft::Limits;
 use undercroft_harness::{
-    outcome::{Failure, Outcome},
+    outcome::{Failure, Outcome, until},
     vm::{Kernel, Vm, Wanted, boot, guest_test},
 };
 
@@ -138,7 +138,11 @@ fn who_takes_too_much_dies_alone(#[values(Kernel::Stock, Kernel::Tuned)] kernel:
         // Processes: the shell cannot fork any more, and says so. What it has started is over soon.
         refused(&vm, "hog", "for i in $(seq 100); do sleep 4 >/dev/null 2>&1 & done")?;
         unharmed(&vm, "b")?;
-        std::thread::sleep(std::time::Duration::from_secs(10));
+        until("what it has started is not over", || {
+            Ok(vm
+                .sh("hog", "test $(cat /sys/fs/cgroup/pids.current) -lt 16")
+                .is_ok_and(|output| output.status.shell() == 0))
+        })?;
         // Disk: its own is full, the others' are not.
         refused(&vm, "hog", "dd if=/dev/zero of=/fill bs=1M count=100")?;
         vm.read("b", "dd if=/dev/zero of=/fill bs=1M count=100 2>/dev/null && rm /fill")?;
@@ -160,13 +164,7 @@ fn a_reboot_is_its_own_end() -> Outcome {
             boot(suite, Kernel::Tuned).distro("a", &suite.busybox).distro("b", &suite.busybox).start()?;
         vm.read("b", "sleep 7777 & echo $! > /run/victim")?;
         let _ = vm.sh("a", "echo kept > /root/kept; sync; reboot -f; sleep 60");
-        for _ in 0..200 {
-            if vm.distribution("a")?.ended().is_some() {
-                break;
-            }
-            std::thread::sleep(std::time::Duration::from_millis(100));
-        }
-        assert!(vm.distribution("a")?.ended().is_some(), "its end was not reported");
+        until("its end was not reported", || Ok(vm.distribution("a")?.ended().is_some()))?;
         unharmed(&vm, "b")?;
         vm.launch("a")?;
         assert_eq!(vm.read("a", "cat /root/kept")?, "kept");

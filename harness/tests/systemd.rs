@@ -4,7 +4,7 @@ use std::path::Path;
 
 use undercroft::Program;
 use undercroft_harness::{
-    outcome::{Failure, Outcome},
+    outcome::{Failure, Outcome, until},
     vm::{Kernel, Vm, boot, guest_test},
 };
 
@@ -72,13 +72,13 @@ fn comes_up(vm: &Vm, name: &str) -> Outcome {
     Ok(())
 }
 
-/// A user's session, as PAM and logind make it, and the user's own systemd.
+/// A user's session, as PAM and logind make it, and the user's own systemd, which may be on its way up still.
 fn has_users(vm: &Vm, name: &str) -> Outcome {
     let session = as_user(
         vm,
         name,
         "ada",
-        "id -un; echo $XDG_RUNTIME_DIR $DBUS_SESSION_BUS_ADDRESS; systemctl --user is-system-running; \
+        "id -un; echo $XDG_RUNTIME_DIR $DBUS_SESSION_BUS_ADDRESS; systemctl --user is-system-running --wait; \
          loginctl show-session $XDG_SESSION_ID --property=Name --property=Class --property=State; \
          sed -n s,^0::,,p /proc/self/cgroup",
     )?;
@@ -146,11 +146,8 @@ fn without_its_companion_it_ends(vm: &Vm, name: &str) -> Outcome {
     assert_eq!(vm.read(name, "systemctl is-system-running")?, "running", "the other one's stop is not its");
     let _ = vm.sh(name, "kill -KILL 2");
     let distribution = vm.distribution(name)?;
-    let ended = (0..600).find_map(|_| {
-        std::thread::sleep(std::time::Duration::from_millis(100));
-        distribution.ended()
-    });
-    assert_eq!(ended, Some(undercroft::ExitStatus::Code(0)));
+    until("its end was not reported", || Ok(distribution.ended().is_some()))?;
+    assert_eq!(distribution.ended(), Some(undercroft::ExitStatus::Code(0)));
     Ok(())
 }
 
