@@ -9,5 +9,6 @@ pub mod outcome;
 pub mod product;
 pub mod registry;
 pub mod suite;
+pub mod turn;
 pub mod typist;
 pub mod vm;

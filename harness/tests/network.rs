@@ -5,13 +5,13 @@ use std::{
     io::{Read, Write},
     net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket},
     thread,
-    time::Duration,
 };
 
 use rstest::rstest;
 use undercroft::{NameOptions, NatOptions, NetworkMode, NetworkOptions};
 use undercroft_harness::{
-    outcome::{Failure, Outcome, skip, until},
+    outcome::{Failure, Outcome, patience, skip, until},
+    turn,
     vm::{Kernel, Vm, Wanted, boot, guest_test},
 };
 use undercroft_protocol::network::Endpoint;
@@ -112,7 +112,7 @@ fn get(port: u16) -> std::io::Result<String> {
 
 fn get_from(address: SocketAddr) -> std::io::Result<String> {
     let mut stream = TcpStream::connect(address)?;
-    stream.set_read_timeout(Some(Duration::from_secs(60)))?;
+    stream.set_read_timeout(Some(patience()))?;
     stream.write_all(b"GET /page HTTP/1.0\r\n\r\n")?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer)?;
@@ -123,6 +123,7 @@ fn get_from(address: SocketAddr) -> std::io::Result<String> {
 #[rstest]
 fn the_world_from_outside(#[values(Kernel::Stock, Kernel::Tuned)] kernel: Kernel) -> Outcome {
     guest_test(|suite| {
+        let _turn = turn::take()?;
         let network =
             NetworkOptions { localhost: true, ignored_ports: vec![8099], ..NetworkOptions::default() };
         let vm = boot(suite, kernel).network(network).distro("a", &suite.busybox).start()?;
@@ -189,6 +190,7 @@ fn the_world_from_outside(#[values(Kernel::Stock, Kernel::Tuned)] kernel: Kernel
 #[rstest]
 fn networks_of_their_own(#[values(Kernel::Stock, Kernel::Tuned)] kernel: Kernel) -> Outcome {
     guest_test(|suite| {
+        let _turn = turn::take()?;
         let web = Web::start(b"the world".to_vec());
         let network = NetworkOptions { localhost: true, ..nat() };
         let own = |name| Wanted::new(name, &suite.busybox).private();
@@ -305,6 +307,7 @@ fn name_server(ip: Ipv4Addr, means: [u8; 4]) -> std::io::Result<()> {
 #[test]
 fn names_are_the_hosts() -> Outcome {
     guest_test(|suite| {
+        let _turn = turn::take()?;
         let (one, two) = (Ipv4Addr::new(127, 0, 0, 5), Ipv4Addr::new(127, 0, 0, 6));
         if let Err(error) = name_server(one, [192, 0, 2, 1]).and_then(|()| name_server(two, [192, 0, 2, 2])) {
             return skip(&format!("a name server of the test's own needs port 53 ({error})"));
