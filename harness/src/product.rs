@@ -127,7 +127,7 @@ impl Product {
             data: at("data"),
             state: at("state"),
             cache: at("cache"),
-            configuration: at("config").join(".wslconfig"),
+            configurations: vec![at("config").join(".wslconfig")],
         })
     }
 

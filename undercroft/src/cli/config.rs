@@ -64,7 +64,7 @@ pub(super) fn config(wanted: &Config) -> anyhow::Result<()> {
             table(&lines)
                 + &format!(
                     "\nThe file is {}; docs/configuration.md has every key.\n",
-                    paths.configuration.display()
+                    paths.configuration().display()
                 )
         }
     };

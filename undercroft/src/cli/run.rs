@@ -1,7 +1,6 @@
 //! A process in a distribution, connected with this terminal or these pipes.
 
 use std::{
-    ffi::OsString,
     io::{self, Write},
     os::unix::ffi::OsStringExt,
 };

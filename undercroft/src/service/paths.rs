@@ -22,8 +22,8 @@ pub struct Paths {
     pub state: PathBuf,
     /// What can be made again: `$XDG_CACHE_HOME/undercroft`.
     pub cache: PathBuf,
-    /// The host's configuration file, whether it is there or not.
-    pub configuration: PathBuf,
+    /// Where the host's configuration file may be, see [`configuration`](Self::configuration).
+    pub configurations: Vec<PathBuf>,
 }
 
 impl Paths {
@@ -52,18 +52,22 @@ impl Paths {
             Some(path) => path.join("undercroft"),
             None => PathBuf::from(format!("/tmp/undercroft-{uid}")),
         };
-        let first = place("XDG_CONFIG_HOME", ".config")?.join(".wslconfig");
-        let configuration = match &home {
-            Ok(home) if !first.exists() && home.join(".wslconfig").exists() => home.join(".wslconfig"),
-            _ => first,
-        };
+        let mut configurations = vec![place("XDG_CONFIG_HOME", ".config")?.join(".wslconfig")];
+        configurations.extend(home.as_ref().ok().map(|home| home.join(".wslconfig")));
         Ok(Self {
             runtime,
             data: place("XDG_DATA_HOME", ".local/share")?,
             state: place("XDG_STATE_HOME", ".local/state")?,
             cache: place("XDG_CACHE_HOME", ".cache")?,
-            configuration,
+            configurations,
         })
+    }
+
+    /// The host's configuration file: the first one that is there now, and where one would be if none is. It may come, or go, while
+    /// the service runs.
+    pub fn configuration(&self) -> &Path {
+        let there = self.configurations.iter().find(|path| path.exists());
+        there.or(self.configurations.first()).map_or(Path::new(".wslconfig"), PathBuf::as_path)
     }
 
     /// Makes the folders; the runtime one must be this user's own.
@@ -114,7 +118,7 @@ impl Paths {
             data: below("data"),
             state: below("state"),
             cache: below("cache"),
-            configuration: below(".wslconfig"),
+            configurations: vec![below(".wslconfig"), below("home.wslconfig")],
         };
         paths.make().unwrap();
         paths
@@ -142,7 +146,7 @@ mod tests {
         let plain = of(&[("HOME", "/home/a")]).unwrap();
         assert_eq!(plain.data, Path::new("/home/a/.local/share/undercroft"));
         assert_eq!(plain.socket(), Path::new("/tmp/undercroft-12/service.sock"));
-        assert_eq!(plain.configuration, Path::new("/home/a/.config/undercroft/.wslconfig"));
+        assert_eq!(plain.configuration(), Path::new("/home/a/.config/undercroft/.wslconfig"));
         let given =
             of(&[("HOME", "/home/a"), ("XDG_RUNTIME_DIR", "/run/user/12"), ("XDG_DATA_HOME", "data")])
                 .unwrap();

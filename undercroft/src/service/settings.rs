@@ -1,7 +1,7 @@
 //! What the host's configuration means for the service: `.wslconfig`, read anew when it has changed.
 
 use std::{
-    path::Path,
+    path::PathBuf,
     sync::{Arc, Mutex, PoisonError},
     time::SystemTime,
 };
@@ -30,7 +30,7 @@ impl Settings {
     /// This user's, as they are now.
     pub fn read(paths: &Paths) -> Self {
         let facts = HostFacts::of_this_host();
-        let file = config::Settings::read(&HOST, &paths.configuration);
+        let file = config::Settings::read(&HOST, paths.configuration());
         let patience = std::env::var(PATIENCE).ok().and_then(|text| text.parse().ok()).unwrap_or(1);
         Self { host: HostConfig::new(&file, &facts), file, facts, patience }
     }
@@ -53,11 +53,14 @@ impl Settings {
 
 /// The settings, and when their file was last changed.
 #[derive(Debug)]
-pub(super) struct Current(Mutex<(Option<SystemTime>, Arc<Settings>)>);
+pub(super) struct Current(Mutex<(State, Arc<Settings>)>);
+
+/// Which file it was, and when it was changed.
+type State = (PathBuf, Option<SystemTime>);
 
 impl Current {
-    pub(super) fn new(settings: Settings, path: &Path) -> Self {
-        Self(Mutex::new((changed(path), Arc::new(settings))))
+    pub(super) fn new(settings: Settings, paths: &Paths) -> Self {
+        Self(Mutex::new((changed(paths), Arc::new(settings))))
     }
 
     pub(super) fn get(&self) -> Arc<Settings> {
@@ -66,7 +69,7 @@ impl Current {
 
     /// Looks whether the file has changed; if so, tells what that means, a line each.
     pub(super) fn refresh(&self, paths: &Paths) -> Option<Vec<String>> {
-        let now = changed(&paths.configuration);
+        let now = changed(paths);
         let mut current = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if current.0 == now {
             return None;
@@ -90,6 +93,28 @@ impl Current {
     }
 }
 
-fn changed(path: &Path) -> Option<SystemTime> {
-    path.metadata().and_then(|about| about.modified()).ok()
+fn changed(paths: &Paths) -> State {
+    let path = paths.configuration();
+    (path.to_owned(), path.metadata().and_then(|about| about.modified()).ok())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_is_found_when_it_comes() {
+        let folder = tempfile::tempdir().unwrap();
+        let paths = Paths::below(folder.path());
+        let current = Current::new(Settings::read(&paths), &paths);
+        assert_eq!(current.refresh(&paths), None);
+        // Where users of the reference system have it; then where this system would have it first.
+        for (name, processors) in [("home.wslconfig", 3), (".wslconfig", 2)] {
+            std::fs::write(folder.path().join(name), format!("[wsl2]\nprocessors={processors}\n")).unwrap();
+            let lines = current.refresh(&paths).expect("it has changed");
+            assert!(lines.iter().any(|line| line.contains("processors has changed")), "{lines:?}");
+            assert_eq!(current.get().cpus(), processors);
+            assert_eq!(current.refresh(&paths), None);
+        }
+    }
 }

@@ -101,7 +101,7 @@ impl Service {
         let cleared = store.cleared().iter().map(ToString::to_string);
         let notes: VecDeque<_> =
             cleared.chain(settings.file.warnings.iter().map(ToString::to_string)).collect();
-        let settings = Current::new(settings, &paths.configuration);
+        let settings = Current::new(settings, &paths);
         let state = State {
             host: Host::Off,
             distributions: BTreeMap::new(),
