@@ -268,19 +268,21 @@ fn a_folder_that_does_not_answer() -> Outcome {
         one.until("it runs", || Ok(one.say("list -v")?.contains("1 session")))?;
         let mount = format!("{}:/stream", stream.display());
         one.say_words(["run", "-m", &mount, "a", "cat", "/device/from-host", "/stream/from-host"])?;
-        // Both readers are in the middle of it before nobody answers any more.
+        // Nobody answers any more; then readers wait for it.
         let hang = |paths: &[&str]| -> Result<Vec<std::process::Child>, Failure> {
+            // Each has a group of its own: itself, and who is in its sandbox.
+            let groups = servers(&one)?.into_iter().map(|pid| format!("-{pid}"));
+            Command::new("kill").args(["-STOP", "--"]).args(groups).status()?;
             let read = |path: &&str| -> Result<_, Failure> {
-                let script = format!("echo begins; while cat {path}/large > /dev/null; do :; done");
+                let script = format!("echo begins; cat {path}/large > /dev/null");
                 let mut reader =
                     one.command(["run", "a", "sh", "-c", &script]).stdout(Stdio::piped()).spawn()?;
                 reader.stdout.take().expect("a pipe").read_exact(&mut [0; 6])?;
                 Ok(reader)
             };
             let readers = paths.iter().map(read).collect();
-            // Each has a group of its own: itself, and who is in its sandbox.
-            let groups = servers(&one)?.into_iter().map(|pid| format!("-{pid}"));
-            Command::new("kill").args(["-STOP", "--"]).args(groups).status()?;
+            // As long as this takes, they have come to it.
+            one.say("list -v")?;
             readers
         };
         let machine = one.status()?["vm"]["pid"].clone();

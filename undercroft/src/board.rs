@@ -24,7 +24,7 @@ use crate::{
 };
 
 /// How long a lost connection waits for the machine's end, which explains it better.
-const EXPLANATION: Duration = Duration::from_millis(if cfg!(test) { 300 } else { 5_000 });
+const EXPLANATION: Duration = Duration::from_millis(if cfg!(test) { 2_000 } else { 5_000 });
 
 /// All that is known.
 #[derive(Debug, Default)]

@@ -279,14 +279,14 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let paths = Paths::below(folder.path());
         paths.make().unwrap();
-        let (lock, killed) = Lock::take(&paths, Duration::ZERO).unwrap();
+        let (lock, killed) = Lock::take(&paths, Duration::from_secs(2)).unwrap();
         assert_eq!(killed, None);
-        assert!(Lock::take(&paths, Duration::ZERO).is_err(), "there is one");
+        assert!(Lock::take(&paths, Duration::from_secs(2)).is_err(), "there is one");
         drop(lock);
-        assert_eq!(Lock::take(&paths, Duration::ZERO).unwrap().1, None, "it ended in order");
+        assert_eq!(Lock::take(&paths, Duration::from_secs(2)).unwrap().1, None, "it ended in order");
         fs::write(paths.lock(), "1234567\n").unwrap();
-        assert_eq!(Lock::take(&paths, Duration::ZERO).unwrap().1, Some(1_234_567));
+        assert_eq!(Lock::take(&paths, Duration::from_secs(2)).unwrap().1, Some(1_234_567));
         fs::write(paths.lock(), "not a number").unwrap();
-        assert_eq!(Lock::take(&paths, Duration::ZERO).unwrap().1, None);
+        assert_eq!(Lock::take(&paths, Duration::from_secs(2)).unwrap().1, None);
     }
 }

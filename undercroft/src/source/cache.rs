@@ -54,7 +54,7 @@ impl Kept {
 
     /// Removes it, unless another uses it too.
     pub fn discard(self) {
-        if flock(&self.lock, FlockOperation::NonBlockingLockExclusive).is_ok() {
+        if alone(&self.lock) {
             // It is a cache: what stays is found by `Cache::tidy`.
             let _ = fs::remove_file(&self.path);
         }
@@ -99,7 +99,7 @@ impl Cache {
                 let old = about
                     .modified()
                     .is_ok_and(|at| SystemTime::now().duration_since(at).is_ok_and(|found| found >= age));
-                if old && flock(&file, FlockOperation::NonBlockingLockExclusive).is_ok() {
+                if old && alone(&file) {
                     let _ = fs::remove_file(entry.path());
                     freed += about.blocks() * 512;
                 }
@@ -125,7 +125,7 @@ impl Cache {
     pub(super) fn keep(&self, from: &Path, lock: File, digest: &Digest, name: &str) -> Result<Kept> {
         // Somebody who uses the same file has looked whether it is whole, and is not to lose it; without anybody, who knows.
         let used = |kept: &Kept| {
-            let used = flock(&kept.lock, FlockOperation::NonBlockingLockExclusive).is_err();
+            let used = !alone(&kept.lock);
             // What failed has taken the shared lock away.
             used && flock(&kept.lock, FlockOperation::LockShared).is_ok() && is_at(&kept.lock, &kept.path)
         };
@@ -221,6 +221,19 @@ fn open(path: &Path, create: bool) -> io::Result<File> {
         .mode(0o600)
         .custom_flags((OFlags::NOFOLLOW | OFlags::CLOEXEC).bits().cast_signed())
         .open(path)
+}
+
+/// Whether nobody else has the file now. A process that another thread starts has it too, until it executes its program: what is
+/// taken for used by that stays until it is tidied. Tests start many, and are to see what they look for.
+fn alone(file: &File) -> bool {
+    let tries = if cfg!(test) { 100 } else { 1 };
+    (0..tries).any(|_| {
+        let taken = flock(file, FlockOperation::NonBlockingLockExclusive).is_ok();
+        if cfg!(test) && !taken {
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        taken
+    })
 }
 
 /// Whether it is still this file that has the name.
