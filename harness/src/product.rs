@@ -91,13 +91,33 @@ impl Product {
 
     /// The program with these words, as this user.
     pub fn command<A: AsRef<std::ffi::OsStr>>(&self, words: impl IntoIterator<Item = A>) -> Command {
+        self.command_of(&self.program, words)
+    }
+
+    /// The same by a link to it that is called `wsl`.
+    pub fn wsl<A: AsRef<std::ffi::OsStr>>(
+        &self,
+        words: impl IntoIterator<Item = A>,
+    ) -> Result<Command, Failure> {
+        let link = self.folder.path().join("wsl");
+        if !link.exists() {
+            symlink(&self.program, &link)?;
+        }
+        Ok(self.command_of(&link, words))
+    }
+
+    fn command_of<A: AsRef<std::ffi::OsStr>>(
+        &self,
+        program: &Path,
+        words: impl IntoIterator<Item = A>,
+    ) -> Command {
         let at = |name: &str| self.folder.path().join(name);
         let mut command = match self.uid {
-            None => Command::new(&self.program),
+            None => Command::new(program),
             Some(uid) => {
                 let mut command = Command::new("setpriv");
                 command.args(["--reuid", &uid.to_string(), "--regid", &uid.to_string(), "--clear-groups"]);
-                command.arg("--").arg(&self.program);
+                command.arg("--").arg(program);
                 command
             }
         };
