@@ -1,8 +1,16 @@
-//! What a distribution writes into its wsl.conf holds when it starts the next time, and what is wrong there is told.
+//! What a distribution writes into its wsl.conf holds when it starts the next time, and what is wrong there is told. What the
+//! host's .wslconfig says acts.
 
+use std::fs;
+
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
 use undercroft::LaunchOptions;
 use undercroft_harness::{
     outcome::Outcome,
+    product::Product,
     vm::{Kernel, boot, guest_test},
 };
 
@@ -68,5 +76,77 @@ fn a_distributions_own_file_holds() -> Outcome {
             assert!(warnings.contains(expected), "{expected:?} is not among\n{warnings}");
         }
         vm.power_off()
+    })
+}
+
+/// Keys of the machine and of distributions, each seen where it acts: two machines have them all.
+#[test]
+fn what_the_hosts_file_says_acts() -> Outcome {
+    guest_test(|suite| {
+        let one = Product::new(suite, Kernel::Tuned, "")?;
+        let (swap, console) = (one.folder().join("swaps/swap.raw"), one.folder().join("console.txt"));
+        fs::create_dir(one.folder().join("swaps"))?;
+        let common = format!("[wsl2]\nkernel={}\nmemory=512MB\n", suite.tuned.image.display());
+        one.configure(&format!(
+            "{common}processors=2\nkernelCommandLine=\"loglevel=6 own.word=here\"\nswap=64MB\nswapFile={}\n\
+             debugConsoleLogFile={}\n[experimental]\nautoMemoryReclaim=dropCache\n[undercroft]\nzram=32MB\n\
+             [distribution \"a\"]\nkeepAlive=true\n",
+            swap.display(),
+            console.display()
+        ))?;
+        for name in ["a", "b"] {
+            one.say(&format!("import {name} {}", suite.busybox.display()))?;
+        }
+        let sh = |script: &str| one.sh("a", script);
+        let words = sh("cat /proc/cmdline")?;
+        assert!(words.ends_with(" loglevel=6 own.word=here"), "{words}");
+        // CPUs and swap come while distributions run already.
+        one.until("two CPUs", || Ok(sh("nproc")? == "2"))?;
+        // Compressed memory before the file: name, kind, KiB, what is used, priority (proc(5), /proc/swaps).
+        let swaps = "tail -n +2 /proc/swaps | sort -nrk 5 | awk '{ print $1, $3 }'";
+        one.until("two swaps", || Ok(sh(swaps)?.lines().count() == 2))?;
+        let swaps: Vec<(String, u64)> = sh(swaps)?
+            .lines()
+            .filter_map(|line| line.split_once(' '))
+            .map(|(name, kib)| (name.to_owned(), kib.parse().unwrap_or(0)))
+            .collect();
+        // A page of each is its header.
+        assert!(swaps[0].0.contains("zram") && swaps[0].1.abs_diff(32 << 10) <= 64, "{swaps:?}");
+        assert!(!swaps[1].0.contains("zram") && swaps[1].1.abs_diff(64 << 10) <= 64, "{swaps:?}");
+        assert_eq!(fs::metadata(&swap)?.len(), 64 << 20);
+        let said = fs::read_to_string(&console)?;
+        assert!(said.contains("Linux version") && said.contains("own.word=here"), "{said}");
+        assert!(one.say("config reclaim")?.contains("dropCache"));
+
+        // The environment that is named goes along, and nothing else.
+        let mut run = one.command(["run", "a", "sh", "-c", "echo $FIRST $SECOND $THIRD"]);
+        let named =
+            [("FIRST", "one two"), ("SECOND", "/c"), ("THIRD", "no"), ("WSLENV", "FIRST:SECOND/p:LOST")];
+        let output = run.envs(named).output()?;
+        assert_eq!(String::from_utf8_lossy(&output.stdout), "one two /c\n");
+
+        // Who stays, and why.
+        one.say("run b true")?;
+        let list = one.say("list -v")?;
+        let why =
+            |name: &str| list.lines().find(|line| line.contains(&format!(" {name} "))).unwrap_or_default();
+        assert!(
+            why("a").ends_with("it is to be kept alive") && why("b").contains("idle, stops in"),
+            "{list}"
+        );
+        let status = one.say("status")?;
+        assert!(!status.contains("Since the service runs"), "{status}");
+
+        // The next service starts one by itself, in a machine without what that one had.
+        let service = one.service().map(Pid::from_raw).expect("it runs");
+        kill(service, Signal::SIGTERM).map_err(std::io::Error::from)?;
+        one.until("the service leaves", || Ok(one.service().is_none()))?;
+        one.configure(&format!("{common}processors=1\nswap=0\n[general]\ninstanceIdleTimeout=-1\n[distribution \"b\"]\nautoStart=true\n"))?;
+        one.say("list")?;
+        one.until("it starts", || Ok(one.state("b")? == "running"))?;
+        assert_eq!(one.state("a")?, "stopped");
+        let script = "nproc; tail -n +2 /proc/swaps | wc -l; grep -c own.word /proc/cmdline";
+        assert_eq!(one.say_words(["exec", "b", "sh", "-c", &format!("{script} || true")])?, "1\n0\n0");
+        one.finish()
     })
 }
