@@ -10,7 +10,7 @@ use std::{
 };
 
 use rstest::rstest;
-use undercroft::{FolderOptions, SharedFolder};
+use undercroft::{FolderOptions, SharedFolder, Store, error::chain};
 use undercroft_harness::{
     outcome::{Failure, Outcome},
     product::Product,
@@ -54,7 +54,7 @@ fn folders_by_configuration() -> Outcome {
             "{MACHINE}[distribution \"a\"]\nmount={at}:/mnt/src\nmount={to}:/fixed:ro\nmount=/nonexistent:/x\n"
         );
         let one = Product::new(suite, Kernel::Tuned, &mounts)?;
-        for name in ["a", "b"] {
+        for name in ["a", "b", "c"] {
             one.say(&format!("import {name} {}", suite.busybox.display()))?;
         }
         let sh = |script: &str| one.sh("a", script);
@@ -117,6 +117,19 @@ fn folders_by_configuration() -> Outcome {
         one.say("terminate a")?;
         assert_eq!(sh("cat /mnt/src/by-root; grep -c fuse.undercroft /proc/mounts")?, "root\n2");
         one.say("shutdown")?;
+
+        // One that is recorded as having the machine's users sees its own in them all the same, by a device and by a stream.
+        Store::open(&one.folder().join("data/undercroft"))
+            .and_then(|store| store.configure("c", |settings| settings.own_users = false))
+            .map_err(|error| Failure::Failed(chain(&error)))?;
+        for (host, place) in [(&src, "/mnt/src"), (&fixed, "/fixed")] {
+            let (mount, new) = (format!("{}:{place}", host.display()), host.join("by-c"));
+            let script =
+                format!("stat -c %u:%g {place}/from-host; echo c > {place}/by-c; chown 7:7 {place}/by-c");
+            assert_eq!(one.say_words(["run", "-m", &mount, "c", "sh", "-c", &script])?, "1000:1000");
+            assert_eq!((fs::read_to_string(&new)?.as_str(), fs::metadata(&new)?.uid()), ("c\n", user));
+        }
+        assert_eq!(one.sh("c", "awk '{ print $1, $2 }' /proc/self/uid_map")?, "0 0");
         assert_eq!(sh("cat /mnt/src/by-root")?, "root");
         one.finish()
     })
