@@ -185,6 +185,8 @@ impl Client {
         let program = program.to_string_lossy();
         let program = program.trim_end_matches(" (deleted)").to_owned();
         let child = Command::new(&program)
+            // Whatever the file is called: `wsl` would take the verb for a command.
+            .arg0("undercroft")
             .arg("service")
             .current_dir("/")
             .stdin(Stdio::null())
