@@ -79,8 +79,8 @@ pub(super) fn run(run: Run) -> anyhow::Result<u8> {
 /// A user's number, as the distribution knows it.
 pub(super) fn uid_of(distribution: &str, user: &str) -> anyhow::Result<u32> {
     let client = Client::new()?;
-    let request =
-        wire::Run { user: Some("root".into()), ..wire::Run::words(distribution, &["id", "-u", user]) };
+    // As that user: there is an `id` that takes names only, and who it is is for the init to say.
+    let request = wire::Run { user: Some(user.into()), ..wire::Run::words(distribution, &["id", "-u"]) };
     let session = client.run(request, |_| ())?;
     let mut output = Vec::new();
     let status = session.relay(Input::Null, &mut output, io::sink())?;
