@@ -419,7 +419,7 @@ static KEYS: [Key; 51] = [
         SUBSECTION,
         "keepAlive",
         Kind::Bool,
-        Default::Unset("what the distribution's own wsl.conf says, or `false`"),
+        Default::Unset("its own wsl.conf's, or `false`"),
         AtOnce,
         "Whether the distribution goes on when its last session has ended.",
     ),
