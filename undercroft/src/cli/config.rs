@@ -231,7 +231,7 @@ mod tests {
         distribution.alp.memory     1GB                           its next start        the store's record
         distribution.deb.memory     2GB                           its next start        /c:4
         distribution.deb.processes  (no limit but the machine's)  its next start        default
-        alp:user.default            1000                          at once               undercroft set-default-user or oobe.defaultUid
+        alp:user.default            1000                          its next start        undercroft set-default-user or oobe.defaultUid
         ");
         assert!(json(&lines).contains(r#""acts": "at the virtual machine's next start""#));
     }
@@ -247,7 +247,7 @@ mod tests {
         KEY               VALUE   A CHANGE ACTS   ORIGIN
         deb:boot.systemd  true    its next start  deb:/etc/wsl.conf:2
         deb:boot.command  (none)  its next start  default
-        deb:user.default  1000    at once         undercroft set-default-user or oobe.defaultUid
+        deb:user.default  1000    its next start  undercroft set-default-user or oobe.defaultUid
         ");
         assert_eq!(file.warnings[0].to_string(), "deb:/etc/wsl.conf:6: `x.y` is not known, and is not used");
     }

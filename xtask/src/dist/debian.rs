@@ -35,7 +35,9 @@ pub(super) fn package(out: &Path, tree: &Path) -> anyhow::Result<Option<PathBuf>
     let usr = root.join("usr");
     call(Command::new("cp").arg("-a").arg(tree).arg(&usr))?;
     // The reference system's name is not ours to take on everybody's machine.
-    fs::remove_file(usr.join("bin/wsl"))?;
+    for file in ["bin/wsl", "share/man/man1/wsl.1"] {
+        fs::remove_file(usr.join(file))?;
+    }
     // Where Debian's own are.
     fs::rename(usr.join("share/systemd"), usr.join("lib/systemd"))?;
     let mut depends = needs(&super::output("objdump", "-p", &usr.join("bin/undercroft"))?)?;
