@@ -44,9 +44,10 @@ fn listed(one: &Product, name: &str) -> Result<Value, Failure> {
 
 /// Two distributions of one archive.
 fn two(one: &Product, archive: &Path) -> Outcome {
-    for name in ["first", "second"] {
-        one.say(&format!("import {name} {}", archive.display()))?;
-    }
+    one.say(&format!("import first {}", archive.display()))?;
+    // The older one is the default, and how old it is is known by the second.
+    std::thread::sleep(std::time::Duration::from_millis(1100));
+    one.say(&format!("import second {}", archive.display()))?;
     Ok(())
 }
 
