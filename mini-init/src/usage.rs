@@ -1,6 +1,6 @@
 //! What the machine and its distributions use: numbers of the kernel's, read when somebody asks.
 
-use std::fs;
+use std::{fs, path::Path};
 
 use undercroft_protocol::command::{DistributionUsage, Usage};
 
@@ -11,7 +11,7 @@ pub(crate) fn take(running: impl Iterator<Item = u32>) -> Usage {
     machine(&read("/proc/meminfo"), running.map(distribution).collect())
 }
 
-fn read(path: &str) -> String {
+fn read(path: impl AsRef<Path>) -> String {
     fs::read_to_string(path).unwrap_or_default()
 }
 
@@ -28,7 +28,7 @@ fn machine(meminfo: &str, distributions: Vec<DistributionUsage>) -> Usage {
 
 fn distribution(id: u32) -> DistributionUsage {
     let cgroup = launch::cgroup_path(id);
-    let file = |name: &str| fs::read_to_string(cgroup.join(name)).unwrap_or_default();
+    let file = |name| read(cgroup.join(name));
     of_cgroup(id, &file("memory.current"), &file("memory.stat"), &file("cpu.stat"))
 }
 

@@ -420,7 +420,8 @@ impl Machine {
     }
 
     /// Stops every distribution (each gets the grace time to end by itself), unmounts, and powers off. What does not
-    /// end in time is killed; but as long as there is something left to write, there is time, unless there is no grace. Of a machine that has ended nothing is left to do.
+    /// end in time is killed; but as long as there is something left to write, there is time, unless there is no grace. Of a
+    /// machine that has ended nothing is left to do.
     pub fn power_off(&self, grace: Duration) -> PowerOff {
         let grace_ms = u32::try_from(grace.as_millis()).unwrap_or(u32::MAX);
         let limit = self.guest.limit(10);

@@ -27,6 +27,8 @@ const USER: &str = "undercroft set-default-user or oobe.defaultUid";
 struct Line {
     key: String,
     row: Row,
+    /// When a change acts, made where this value was.
+    acts: Acts,
 }
 
 /// Shows the keys that are wanted.
@@ -76,7 +78,14 @@ fn records(paths: &Paths) -> Vec<Record> {
     if !paths.data.exists() {
         return Vec::new();
     }
-    match Store::open(&paths.data).and_then(|store| store.list()) {
+    let listed = Store::open(&paths.data).and_then(|store| {
+        // Whoever opens it first is who can tell.
+        for cleared in store.cleared() {
+            eprintln!("warning: {cleared}");
+        }
+        store.list()
+    });
+    match listed {
         Ok(listed) => listed.distributions,
         Err(error) => {
             eprintln!("warning: which distributions there are is not known: {}", chain(&error));
@@ -104,7 +113,7 @@ fn of_host(settings: &Settings, records: &[Record]) -> Vec<Line> {
             None => row.key.full_name(),
             Some(of) => format!("{}.{of}.{}", row.key.section, row.key.name),
         };
-        Line { key, row }
+        Line { key, acts: row.key.acts, row }
     };
     rows.into_iter().map(line).collect()
 }
@@ -124,7 +133,7 @@ fn recorded(key: &str, record: &Record) -> Option<(Value, &'static str)> {
     Some((value, RECORD))
 }
 
-/// Who sessions are, if that was set: the record has the first word.
+/// Who sessions are where the distribution's own file does not say, if that was set.
 fn default_user(record: &Record) -> Option<Line> {
     let uid = record.settings.default_uid?;
     let key = DISTRIBUTION.find("user", "default")?;
@@ -134,7 +143,7 @@ fn default_user(record: &Record) -> Option<Line> {
         value: Some(Value::Text(uid.to_string())),
         origin: Origin::Set(USER),
     };
-    Some(Line { key: format!("{}:{}", record.name, key.full_name()), row })
+    Some(Line { key: format!("{}:{}", record.name, key.full_name()), row, acts: Acts::AtOnce })
 }
 
 /// A distribution's own file, which anybody in it may have written.
@@ -146,33 +155,34 @@ fn own_file(table: &'static Table, record: &Record, text: &[u8]) -> config::Sett
 fn of_own_file(file: &config::Settings, record: &Record, settings: &Settings) -> Vec<Line> {
     let user = default_user(record);
     let line = |row: Row| {
-        let line = Line { key: format!("{}:{}", record.name, row.key.full_name()), row };
-        user.clone().filter(|user| user.key == line.key).unwrap_or(line)
+        let key = format!("{}:{}", record.name, row.key.full_name());
+        let user = user.clone().filter(|user| user.key == key && row.origin == Origin::Default);
+        user.unwrap_or(Line { key, acts: row.key.acts, row })
     };
     file.rows(&settings.facts, &[]).into_iter().map(line).collect()
 }
 
 fn json(lines: &[Line]) -> String {
-    let one = |Line { key, row }: &Line| {
+    let one = |Line { key, row, acts }: &Line| {
         serde_json::json!({
             "key": key,
             "value": row.value.as_ref().map(ToString::to_string),
             "origin": row.origin.to_string(),
-            "acts": row.key.acts.name(),
+            "acts": acts.name(),
         })
     };
     show::json(&lines.iter().map(one).collect::<Vec<_>>())
 }
 
 fn table(lines: &[Line]) -> String {
-    let acts = |acts: Acts| match acts {
+    let words = |acts: Acts| match acts {
         Acts::AtOnce => "at once",
         Acts::NextInstall => "next install",
         Acts::DistributionStart => "its next start",
         Acts::MachineStart => "machine's next start",
     };
-    let columns = |Line { key, row }: &Line| {
-        [key.clone(), row.shown(), acts(row.key.acts).into(), row.origin.to_string()]
+    let columns = |Line { key, row, acts }: &Line| {
+        [key.clone(), row.shown(), words(*acts).into(), row.origin.to_string()]
     };
     let cells: Vec<[String; 4]> = lines.iter().map(columns).collect();
     let width = |column: usize| cells.iter().map(|line| line[column].chars().count()).max().unwrap_or(0);
@@ -231,7 +241,7 @@ mod tests {
         distribution.alp.memory     1GB                           its next start        the store's record
         distribution.deb.memory     2GB                           its next start        /c:4
         distribution.deb.processes  (no limit but the machine's)  its next start        default
-        alp:user.default            1000                          its next start        undercroft set-default-user or oobe.defaultUid
+        alp:user.default            1000                          at once               undercroft set-default-user or oobe.defaultUid
         ");
         assert!(json(&lines).contains(r#""acts": "at the virtual machine's next start""#));
     }
@@ -241,14 +251,17 @@ mod tests {
         let record = record("deb");
         let file =
             own_file(&DISTRIBUTION, &record, b"[boot]\nsystemd = true\n[user]\ndefault = ada\n[x]\ny = 1\n");
-        let lines = of_own_file(&file, &record, &settings(""));
-        let lines = only(lines, &["deb:boot.systemd", "deb:boot.command", "deb:user.default"]);
+        let wanted = ["deb:boot.systemd", "deb:boot.command", "deb:user.default"];
+        let lines = only(of_own_file(&file, &record, &settings("")), &wanted);
         insta::assert_snapshot!(table(&lines), @r"
         KEY               VALUE   A CHANGE ACTS   ORIGIN
         deb:boot.systemd  true    its next start  deb:/etc/wsl.conf:2
         deb:boot.command  (none)  its next start  default
-        deb:user.default  1000    its next start  undercroft set-default-user or oobe.defaultUid
+        deb:user.default  ada     its next start  deb:/etc/wsl.conf:4
         ");
+        // It is silent on who sessions are: what was set counts.
+        let silent = of_own_file(&own_file(&DISTRIBUTION, &record, b""), &record, &settings(""));
+        assert_eq!(only(silent, &["deb:user.default"]), [default_user(&record).unwrap()]);
         assert_eq!(file.warnings[0].to_string(), "deb:/etc/wsl.conf:6: `x.y` is not known, and is not used");
     }
 }

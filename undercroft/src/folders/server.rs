@@ -1,7 +1,8 @@
 //! A virtiofsd that serves one folder until the machine ends, or it does.
 //!
 //! It has a sandbox of its own making: namespaces in which there is nothing but the folder, no network, no capabilities of
-//! consequence, a seccomp filter. It gets no new privileges, and ends when its socket is closed (the VMM's, or a carrier's), or with this process.
+//! consequence, a seccomp filter. It gets no new privileges, and ends when its socket is closed (the VMM's, or a carrier's), or
+//! with this process.
 
 use std::{
     ffi::OsString,
